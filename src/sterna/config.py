@@ -1,0 +1,156 @@
+"""Configuration of `sternad`: one TOML file and a `conf.d` beside it, read once, checked whole.
+
+Files of `conf.d` are merged in the order of their names, tables by key, later ones win. Unknown
+keys are refused: a misspelt setting must never be a silent default. Nothing listens on a network
+unless `[listen]` says so.
+"""
+
+from __future__ import annotations
+
+import socket
+import tomllib
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+
+from sterna.errors import BadConfig, BadSize
+from sterna.units import parse_size
+
+STRICT: dict[str, Any] = {"extra": "forbid"}
+DEFAULT_PATH = Path("/etc/sterna/sternad.toml")
+Size = Annotated[int, BeforeValidator(parse_size)]
+
+
+def _short_hostname() -> str:
+    return socket.gethostname().split(".")[0].lower()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listen:
+    """The HTTPS listener for other hosts and remote users. Off unless given."""
+
+    __pydantic_config__ = STRICT
+
+    address: str
+    port: int = 7443
+    certificate: Path | None = None  # PEM; default: made by this host at first start
+    key: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """Another host: where it is, and the certificate that proves it is the one."""
+
+    __pydantic_config__ = STRICT
+
+    url: str  # https://ADDRESS:PORT
+    certificate: Path  # PEM of that host, `sterna host certificate` prints it there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QEMU:
+    __pydantic_config__ = STRICT
+
+    binary: str = "qemu-system-x86_64"
+    accel: Literal["auto", "kvm", "tcg"] = "auto"
+    probe_kernel: Path | None = None  # kernel that proves KVM; default: the newest in /boot
+    arguments: tuple[str, ...] = ()  # before all others, such as -L DIR for a private build
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Migration:
+    __pydantic_config__ = STRICT
+
+    address: str = ""  # of this host, where moves are received; default: the listener's
+    reserve_memory: Size = 256 << 20  # bytes that moves never take from this host
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    __pydantic_config__ = STRICT
+
+    name: str = field(default_factory=_short_hostname)
+    state_dir: Path = Path("/var/lib/sterna")
+    run_dir: Path = Path("/run/sterna")
+    token_file: Path = Path("/etc/sterna/token")  # shared by hosts that trust each other
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    listen: Listen | None = None
+    qemu: QEMU = QEMU()
+    migration: Migration = Migration()
+    peers: dict[str, Peer] = field(default_factory=dict)
+
+    @property
+    def socket(self) -> Path:
+        """The daemon's Unix socket, for local root only."""
+        return self.run_dir / "sternad.sock"
+
+    @property
+    def migration_address(self) -> str:
+        """Where this host receives moves; empty if it cannot."""
+        return self.migration.address or (self.listen.address if self.listen else "")
+
+
+def load(path: Path) -> Config:
+    """The configuration in `path` and its `conf.d`; a missing default file means all defaults.
+
+    Raises BadConfig, naming the file and the key.
+    """
+    merged: dict[str, Any] = {}
+    files = [path, *sorted((path.parent / "conf.d").glob("*.toml"))]
+    for file in files:
+        if file == path and path == DEFAULT_PATH and not path.exists():
+            continue
+        _merge(merged, _read(file))
+    where = ", ".join(str(file) for file in files if file.exists()) or str(path)
+    try:
+        config: Config = TypeAdapter(Config).validate_python(merged)
+    except BadSize as error:
+        raise BadConfig(path=where, reason=error.message) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        reason = (
+            f"unknown key {key!r}"
+            if first["type"] in ("unexpected_keyword_argument", "extra_forbidden")
+            else f"{key}: {first['msg']}"
+        )
+        raise BadConfig(path=where, reason=reason) from error
+    _check(config, where)
+    return config
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        raise BadConfig(path=file, reason=str(error.strerror)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadConfig(path=file, reason=f"not valid TOML: {error}") from error
+
+
+def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _check(config: Config, where: str) -> None:
+    for key, value in (
+        ("listen.address", config.listen.address if config.listen else ""),
+        ("migration.address", config.migration.address),
+    ):
+        if value:
+            try:
+                ip_address(value)
+            except ValueError as error:
+                raise BadConfig(path=where, reason=f"{key}: {error}") from error
+    if config.name in config.peers:
+        raise BadConfig(path=where, reason=f"peers.{config.name}: a host is not its own peer")
+    for name, peer in config.peers.items():
+        if not peer.url.startswith("https://"):
+            raise BadConfig(path=where, reason=f"peers.{name}.url: must begin with https://")

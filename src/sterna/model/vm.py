@@ -1,0 +1,199 @@
+"""A virtual machine: what it is (`VMSpec`) and what this host knows of it (`VMRecord`).
+
+Frozen data without I/O. The types validate themselves at the edge (`sterna.model.edge`): unknown
+fields are refused, sizes may be written as `10GiB`, and every rule that needs no host is here.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+from sterna.units import parse_size
+
+STRICT: dict[str, Any] = {"extra": "forbid"}
+NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
+DEVICE_NAME = re.compile(r"[a-z][a-z0-9]{0,14}")
+MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
+MAX_VCPUS = 1024
+
+Size = Annotated[int, BeforeValidator(parse_size)]
+
+
+def require_name(value: str, what: str, pattern: re.Pattern[str] = NAME) -> None:
+    """ValueError unless `value` is a name: lower case, digits, dots and dashes."""
+    if not pattern.fullmatch(value):
+        raise ValueError(
+            f"{value!r} is not a name for {what}: use lower-case letters, digits"
+            + (", dots and dashes, at most 63" if pattern is NAME else ", at most 15")
+        )
+
+
+class Firmware(StrEnum):
+    BIOS = "bios"
+    UEFI = "uefi"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """One disk: a file `volume` in `pool`. `size` makes a new one, `image` copies an existing one."""
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    pool: str
+    volume: str = ""  # file name in the pool; filled in when the VM is created
+    format: Literal["qcow2", "raw"] = "qcow2"
+    size: Size | None = None  # bytes; None: the volume exists, or the image's own size
+    image: str = ""  # absolute path of an image to copy, at creation only
+    read_only: bool = False
+
+    def __post_init__(self) -> None:
+        require_name(self.name, "a disk", DEVICE_NAME)
+        if "/" in self.volume or self.volume.startswith("."):
+            raise ValueError(f"volume {self.volume!r} must be a plain file name in its pool")
+        if self.image and not self.image.startswith("/"):
+            raise ValueError(f"image {self.image!r} must be an absolute path")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NIC:
+    """One virtio network card, plugged into a switch; untagged unless `vlan` is given."""
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    switch: str
+    mac: str = ""  # filled in when the VM is created
+    vlan: int | None = None  # 1-4094, access port
+
+    def __post_init__(self) -> None:
+        require_name(self.name, "a NIC", DEVICE_NAME)
+        if self.mac and not MAC.fullmatch(self.mac):
+            raise ValueError(f"{self.mac!r} is not a MAC address such as 52:54:00:12:34:56")
+        if self.mac and int(self.mac[:2], 16) & 1:
+            raise ValueError(f"{self.mac} is a multicast address; a NIC needs a unicast one")
+        if self.vlan is not None and not 1 <= self.vlan <= 4094:
+            raise ValueError(f"VLAN {self.vlan} is not between 1 and 4094")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectBoot:
+    """Boot a kernel from files of the host instead of from a disk."""
+
+    __pydantic_config__ = STRICT
+
+    kernel: str
+    initrd: str = ""
+    cmdline: str = ""
+
+    def __post_init__(self) -> None:
+        for path in (self.kernel, self.initrd):
+            if path and not path.startswith("/"):
+                raise ValueError(f"{path!r} must be an absolute path")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VMSpec:
+    """The desired configuration of a VM. `id`, `machine`, MACs and volumes are filled in once, at
+    creation, and never change by themselves: both ends of a move build the same machine from it.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    id: str = ""  # UUID
+    vcpus: int = 1
+    memory: Size = 512 << 20  # bytes
+    cpu: str = "x86-64-v2"  # a baseline that every current host can give, or a QEMU CPU model
+    machine: str = ""  # versioned machine type, such as pc-q35-7.2: the configuration version
+    firmware: Firmware = Firmware.BIOS
+    disks: tuple[Disk, ...] = ()
+    nics: tuple[NIC, ...] = ()
+    boot: DirectBoot | None = None
+    graphics: bool = True  # VGA with VNC on a Unix socket
+    tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require_name(self.name, "a VM")
+        if not 1 <= self.vcpus <= MAX_VCPUS:
+            raise ValueError(f"vcpus is {self.vcpus}; it must be between 1 and {MAX_VCPUS}")
+        if self.memory < 16 << 20 or self.memory % (1 << 20):
+            raise ValueError(f"memory is {self.memory} bytes; it must be whole MiB, at least 16MiB")
+        for tag in self.tags:
+            require_name(tag, "a tag")
+        for what, names in (
+            ("disks", [disk.name for disk in self.disks]),
+            ("NICs", [nic.name for nic in self.nics]),
+            ("NICs with MAC", [nic.mac for nic in self.nics if nic.mac]),
+        ):
+            if twice := {name for name in names if names.count(name) > 1}:
+                raise ValueError(f"two {what} are called {', '.join(sorted(twice))}")
+
+
+class RunState(StrEnum):
+    """What a VM is doing, as users see it."""
+
+    OFF = "off"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    MOVING_IN = "moving-in"  # its QEMU waits here for an incoming move
+    UNKNOWN = "unknown"  # in doubt: see its operation
+    DAMAGED = "damaged"  # its record cannot be read
+
+
+class OwnershipState(StrEnum):
+    """DESIGN section 4. vCPUs may run only under OWNED."""
+
+    OWNED = "owned"
+    YIELDING = "yielding"
+    RELEASED = "released"
+    RESERVED = "reserved"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ownership:
+    """Who may run the VM, as this host durably knows it. `operation` is the move's single-use
+    token: a `take` counts only if epoch and operation both match the reservation.
+    """
+
+    state: OwnershipState
+    epoch: int
+    operation: str = ""  # of the move, while not OWNED; of the last move, afterwards
+    peer: str = ""  # the other end of that move
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QEMUProcess:
+    """Identity of a VM's QEMU that survives us: pids are reused, (boot, pid, start time) is not."""
+
+    pid: int
+    start_ticks: int  # field 22 of /proc/PID/stat
+    boot_id: str
+    accel: Literal["kvm", "tcg"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VMRecord:
+    """All that a host keeps durably of one VM, one file each. `process` is set before QEMU's vCPUs
+    may run and cleared after it has ended; `paused` is the user's wish, for when we must continue.
+    """
+
+    __pydantic_config__ = STRICT
+
+    version: Literal[1] = 1
+    spec: VMSpec
+    ownership: Ownership
+    process: QEMUProcess | None = None
+    paused: bool = False
+    created: str = ""
+    moving: str = (
+        ""  # operation that is moving it away; set before the target is asked for anything
+    )
+    notes: tuple[str, ...] = field(default=())  # what happened to it that its owner should know
