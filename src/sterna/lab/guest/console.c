@@ -1,0 +1,255 @@
+/*
+ * Orders over the serial console, one a line, each answered by one line `STERNA {json}`.
+ *
+ * Promises an answer to every line that is not empty, an error in words for one it cannot obey,
+ * and that an order with `id=N` is carried out once: the same id again gets the same answer. The
+ * power button is obeyed from here too.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <glob.h>
+#include <linux/input.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <termios.h>
+#include <unistd.h>
+
+#include "agent.h"
+
+#define LINE_BYTES 512
+#define BUTTONS 8
+#define HELP                                                                                      \
+    "status | mem size_mb=N rate_mb=N pattern=touch|random|text [fill=none|random|text|mixed] | " \
+    "mem off | verify | disk rate=N [span_mb=N] | disk off | diskverify | poweroff | reboot | "   \
+    "help; any order may carry id=N"
+
+struct option {
+    const char *key;
+    const char *value; /* NULL if the order does not have it */
+};
+
+static const char *parse(char *rest, struct option *options, size_t count)
+{
+    for (char *word; (word = strsep(&rest, " \t"));) {
+        char *value = strchr(word, '=');
+        size_t i = 0;
+        if (!*word)
+            continue;
+        if (!value)
+            return "expected key=value";
+        *value++ = 0;
+        while (i < count && strcmp(options[i].key, word))
+            i++;
+        if (i == count)
+            return "unknown key in the order, see help";
+        options[i].value = value;
+    }
+    return NULL;
+}
+
+static const char *number(struct option option, uint64_t otherwise, uint64_t *out)
+{
+    char *end;
+    if (!option.value) {
+        *out = otherwise;
+        return NULL;
+    }
+    errno = 0;
+    *out = strtoull(option.value, &end, 10);
+    if (errno || *end || option.value[0] < '0' || option.value[0] > '9')
+        return "a number was expected";
+    return NULL;
+}
+
+static int choice(struct option option, int otherwise, const char *const *names)
+{
+    if (!option.value)
+        return otherwise;
+    for (int i = 0; names[i]; i++)
+        if (!strcmp(names[i], option.value))
+            return i;
+    return -1;
+}
+
+static const char *order_memory(char *rest)
+{
+    static const char *const patterns[] = {"touch", "random", "text", NULL};
+    static const char *const fills[] = {"none", "random", "text", "mixed", NULL};
+    static const int usual[] = {FILL_MIXED, FILL_RANDOM, FILL_TEXT};
+    struct option options[] = {{"size_mb", 0}, {"rate_mb", 0}, {"pattern", 0}, {"fill", 0}};
+    uint64_t size, rate;
+    const char *refusal;
+    if (rest && !strcmp(rest, "off"))
+        return memory_off();
+    if ((refusal = parse(rest, options, 4)) || (refusal = number(options[0], 0, &size))
+        || (refusal = number(options[1], 0, &rate)))
+        return refusal;
+    int pattern = choice(options[2], PATTERN_TOUCH, patterns);
+    if (pattern < 0)
+        return "pattern must be touch, random or text";
+    int fill = choice(options[3], usual[pattern], fills);
+    if (fill < 0)
+        return "fill must be none, random, text or mixed";
+    return memory_set(size, rate, (enum pattern)pattern, (enum fill)fill);
+}
+
+static const char *order_disk(char *rest)
+{
+    struct option options[] = {{"rate", 0}, {"span_mb", 0}};
+    uint64_t rate, span;
+    const char *refusal;
+    if (rest && !strcmp(rest, "off"))
+        return disk_off();
+    if ((refusal = parse(rest, options, 2)) || (refusal = number(options[0], 0, &rate))
+        || (refusal = number(options[1], 0, &span)))
+        return refusal;
+    return disk_set(rate, span);
+}
+
+/* Carries out one order. Appends members of the answer, or returns why it was refused. */
+const char *console_order(char *line, struct text *out, bool *ends, bool *again)
+{
+    char *name = strsep(&line, " \t");
+    if (!strcmp(name, "status")) {
+        append(out, ",\"boot_id\":\"%016lx\",\"uptime_ms\":%lu", boot_id, now_ns() / 1000000);
+        beat_report(out), memory_report(out), disk_report(out);
+        return NULL;
+    }
+    if (!strcmp(name, "mem"))
+        return order_memory(line);
+    if (!strcmp(name, "verify"))
+        return memory_verify(out);
+    if (!strcmp(name, "disk"))
+        return order_disk(line);
+    if (!strcmp(name, "diskverify"))
+        return disk_verify(out);
+    if (!strcmp(name, "help")) {
+        append(out, ",\"help\":\"%s\"", HELP);
+        return NULL;
+    }
+    *again = !strcmp(name, "reboot");
+    *ends = *again || !strcmp(name, "poweroff");
+    return *ends ? NULL : "unknown order, see help";
+}
+
+/* Cuts ` id=N` out of the line; NULL if there is none. Only digits, so it can be echoed. */
+static char *cut_id(char *line)
+{
+    char *at = strstr(line, " id=");
+    size_t digits = at ? strspn(at + 4, "0123456789") : 0;
+    char *id;
+    if (!digits || digits > 18 || (at[4 + digits] && at[4 + digits] != ' '))
+        return NULL;
+    id = strndup(at + 4, digits);
+    memmove(at, at + 4 + digits, strlen(at + 4 + digits) + 1);
+    return id;
+}
+
+static void send_line(const struct text *out)
+{
+    for (size_t done = 0; done < out->length;) {
+        ssize_t wrote = write(STDOUT_FILENO, out->bytes + done, out->length - done);
+        if (wrote < 0 && errno != EINTR)
+            return;
+        done += wrote > 0 ? (size_t)wrote : 0;
+    }
+}
+
+static void answer(char *line)
+{
+    static char last_id[24];
+    static struct text last;
+    struct text out = {.length = 0}, members = {.length = 0};
+    bool ends = false, again = false;
+    char *id = cut_id(line);
+    if (id && !strcmp(id, last_id)) {
+        send_line(&last);
+        free(id);
+        return;
+    }
+    const char *refusal = console_order(line, &members, &ends, &again);
+    append(&out, "STERNA {\"ok\":%s", refusal ? "false" : "true");
+    if (id)
+        append(&out, ",\"id\":%s", id);
+    if (refusal)
+        append(&out, ",\"error\":\"%s\"", refusal);
+    append(&out, "%s}\n", members.bytes);
+    if (id) {
+        snprintf(last_id, sizeof last_id, "%s", id);
+        last = out;
+    }
+    free(id);
+    send_line(&out);
+    if (ends) {
+        tcdrain(STDOUT_FILENO);
+        power_off(again);
+    }
+}
+
+static int open_buttons(struct pollfd *polled)
+{
+    glob_t found;
+    int count = 0;
+    if (glob("/dev/input/event*", 0, NULL, &found))
+        return 0;
+    for (size_t i = 0; i < found.gl_pathc && count < BUTTONS; i++) {
+        int fd = open(found.gl_pathv[i], O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+        if (fd >= 0)
+            polled[count++] = (struct pollfd){.fd = fd, .events = POLLIN};
+    }
+    globfree(&found);
+    return count;
+}
+
+static void take_presses(int fd)
+{
+    struct input_event event;
+    while (read(fd, &event, sizeof event) == sizeof event)
+        if (event.type == EV_KEY && event.code == KEY_POWER && event.value == 1)
+            power_off(false);
+}
+
+static void take_bytes(void)
+{
+    static char line[LINE_BYTES];
+    static size_t length;
+    char bytes[256];
+    ssize_t got = read(STDIN_FILENO, bytes, sizeof bytes);
+    for (ssize_t i = 0; i < got; i++) {
+        if (bytes[i] != '\n' && bytes[i] != '\r') {
+            if (length < sizeof line - 1)
+                line[length++] = bytes[i];
+            continue;
+        }
+        line[length] = 0;
+        if (length)
+            answer(line);
+        length = 0;
+    }
+}
+
+void console_serve(void)
+{
+    struct pollfd polled[1 + BUTTONS] = {{.fd = STDIN_FILENO, .events = POLLIN}};
+    struct termios raw;
+    int count = 1 + open_buttons(polled + 1);
+    if (!tcgetattr(STDIN_FILENO, &raw)) {
+        cfmakeraw(&raw);
+        tcsetattr(STDIN_FILENO, TCSANOW, &raw);
+    }
+    for (;;) {
+        init_shell();
+        if (poll(polled, (nfds_t)count, 1000) <= 0)
+            continue;
+        if (polled[0].revents & POLLIN)
+            take_bytes();
+        else if (polled[0].revents)
+            polled[0].fd = -1; /* a machine without a console still beats */
+        for (int i = 1; i < count; i++)
+            if (polled[i].revents)
+                take_presses(polled[i].fd);
+    }
+}
