@@ -336,12 +336,36 @@ class HostUnreachable(Unreachable):
     code = "host.unreachable"
     text = "{peer} does not answer at {url}: {reason}"
     hint = "Check that sternad runs there and that the address and port are right"
+    delivered: bool = True  # the host may have received the request all the same
 
 
 class DaemonUnreachable(Unreachable):
     code = "daemon.unreachable"
     text = "no sternad answers at {url}: {reason}"
     hint = "Start it with: systemctl start sternad (or name another with --host)"
+
+
+class DaemonLost(Unreachable):
+    code = "daemon.lost"
+    text = "sternad at {url} went away during {doing} and was not back within {seconds:g} s: {reason}"
+    hint = "The work goes on, or is settled when sternad is back: sterna op wait {operation}"
+
+
+class AnswerLost(Unknown):
+    """A request was sent, and the connection ended before its answer came."""
+
+    code = "daemon.answer-lost"
+    text = "sternad at {url} did not answer {request}: {reason}; it may or may not have been done"
+    hint = "Look before you ask again: sterna vm list, sterna op list"
+
+
+class HostNotTrusted(Denied):
+    code = "host.not-trusted"
+    text = "the certificate of {url} is not trusted: {reason}"
+    hint = (
+        "Run this on that host: sterna host certificate; "
+        "then give the file that it prints with --certificate"
+    )
 
 
 class NotAllowed(Denied):
@@ -407,6 +431,18 @@ class Stalled(Failed):
     text = "{reason}"
 
 
+class HandoverFailed(Failed):
+    """The handover ended with the VM still owned by its source."""
+
+    code = "move.handover-failed"
+    text = "{reason}"
+
+
+class TargetLost(Failed):
+    code = "move.target-lost"
+    text = "{target} gave the move up: {reason}"
+
+
 class ReservationNotFound(NotFound):
     code = "move.no-reservation"
     text = "{host} holds no reservation {operation}"
@@ -416,6 +452,53 @@ class JournalCorrupt(Corrupt):
     code = "journal.corrupt"
     text = "the journal of operations was damaged and set aside at {path}: {reason}"
     hint = "VMs are not affected; the history of operations starts anew"
+
+
+# ---- the lab ----------------------------------------------------------------------------------
+
+
+class LabNeedsRoot(Denied):
+    code = "lab.needs-root"
+    text = "the lab makes network namespaces, which only root may do"
+    hint = "Run it again with: sudo sterna lab {command}"
+
+
+class LabToolMissing(Refused):
+    code = "lab.tool-missing"
+    text = "the lab needs the command {tool}, which is not installed"
+    hint = "apt-get install {package}"
+
+
+class LabNotFound(NotFound):
+    code = "lab.not-found"
+    text = "there is no lab called {lab}"
+    hint = "Make it with: sterna lab up --name {lab}"
+
+
+class LabExists(Conflict):
+    code = "lab.exists"
+    text = "there is a lab called {lab} already"
+    hint = "Use it (sterna lab status --name {lab}) or remove it (sterna lab down --name {lab})"
+
+
+class LabFailed(Failed):
+    code = "lab.failed"
+    text = "the lab {lab} could not {action}: {reason}"
+    hint = "{fix}"
+
+
+class LabLeftovers(Partial):
+    code = "lab.leftovers"
+    text = "the lab {lab} left something behind: {leftovers}"
+    hint = "Run it again: sterna lab down --name {lab}"
+
+
+class LabProofFailed(Failed):
+    """What the guest felt or says contradicts what a move must keep."""
+
+    code = "lab.proof-failed"
+    text = "{vm} did not come through: {reason}"
+    hint = "Run it again with --keep and look at the logs in {folder}"
 
 
 def _concrete(cls: type[SternaError]) -> dict[str, type[SternaError]]:
