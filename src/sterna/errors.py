@@ -268,6 +268,12 @@ class VolumeExists(Conflict):
     hint = "Use it with volume={volume} and no size, or choose another volume name"
 
 
+class VolumeForbidden(Refused):
+    code = "volume.forbidden"
+    text = "{volume!r} cannot be a volume of pool {pool}: {reason}"
+    hint = "Use a plain file name whose file lies in the pool"
+
+
 class PoolNotFound(NotFound):
     code = "pool.not-found"
     text = "{host} has no pool called {pool}"
@@ -308,6 +314,18 @@ class SwitchInUse(Conflict):
     code = "switch.in-use"
     text = "switch {switch} is used by {users}"
     hint = "Delete or move these VMs first"
+
+
+class SwitchHasPorts(Conflict):
+    code = "switch.has-ports"
+    text = "bridge {bridge} of switch {switch} still has the interfaces {ports}"
+    hint = "Unplug each with: ip link set dev NAME nomaster"
+
+
+class SwitchUnusable(Refused):
+    code = "switch.unusable"
+    text = "switch {switch} cannot be used: {reason}"
+    hint = "{fix}"
 
 
 class NetworkFailed(Failed):
@@ -395,6 +413,21 @@ class TooLateToCancel(Conflict):
     hint = "Wait for it with: sterna op wait {operation}"
 
 
+class NotCancellable(Conflict):
+    code = "operation.not-cancellable"
+    text = "operation {operation} ({kind}) cannot be cancelled"
+    hint = "Wait for it with: sterna op wait {operation}"
+
+
+class Stopping(Unreachable):
+    """The daemon is on its way down and begins nothing new."""
+
+    code = "daemon.stopping"
+    text = "sternad on {host} is stopping and begins no new work"
+    hint = "Ask again when it has started: systemctl status sternad"
+    status = 503
+
+
 class MoveRefused(Refused):
     """Checks found blockers; `findings` holds each check's id, finding and fix."""
 
@@ -446,6 +479,18 @@ class TargetLost(Failed):
 class ReservationNotFound(NotFound):
     code = "move.no-reservation"
     text = "{host} holds no reservation {operation}"
+
+
+class StateNotWritten(Failed):
+    code = "state.not-written"
+    text = "could not write {path}: {reason}"
+    hint = "Free space on that file system, or mend it, and try again"
+
+
+class RecordDamaged(Corrupt):
+    code = "state.damaged"
+    text = "the record of {what} {name} on {host} is damaged and was set aside at {path}: {reason}"
+    hint = "Mend the file and rename it back, or delete it, then restart sternad"
 
 
 class JournalCorrupt(Corrupt):
