@@ -413,6 +413,17 @@ class TooLateToCancel(Conflict):
     hint = "Wait for it with: sterna op wait {operation}"
 
 
+class OperationExists(Conflict):
+    code = "operation.exists"
+    text = "{host} already has an operation {operation}"
+    hint = "See: sterna op show {operation}"
+
+
+class OperationCancelled(Cancelled):
+    code = "operation.cancelled"
+    text = "operation {operation} was cancelled and undone"
+
+
 class NotCancellable(Conflict):
     code = "operation.not-cancellable"
     text = "operation {operation} ({kind}) cannot be cancelled"
