@@ -14,7 +14,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from sterna.errors import LabExists, LabFailed, LabNotFound
+from sterna.errors import HostUnknown, LabExists, LabFailed, LabNotFound
 from sterna.lab import netns, record
 from sterna.lab.guest.image import GuestImage, build
 from sterna.lab.hosts import Host, hosts_of
@@ -48,7 +48,11 @@ class Lab:
         self.links = Links(found.name, list(found.hosts))
 
     def __getitem__(self, name: str) -> Host:
-        return next(host for host in self.hosts if host.name == name)
+        for host in self.hosts:
+            if host.name == name:
+                return host
+        known = ", ".join(self.record.hosts)
+        raise HostUnknown(host=f"the lab {self.name}", peer=name, known=known)
 
     @property
     def client_netns(self) -> str:
