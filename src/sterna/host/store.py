@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from sterna import clock
-from sterna.errors import SternaError, StateNotWritten
+from sterna.errors import StateNotWritten, SternaError
 from sterna.model.edge import dump_json, parse_json
 
 log = logging.getLogger(__name__)
