@@ -1,0 +1,70 @@
+# All that a developer needs. `make demo` and `make test` work on a fresh Debian 12 or newer: they
+# install what is missing first (scripts/setup), which takes a moment when nothing is.
+
+.DEFAULT_GOAL := help
+.SUFFIXES:
+BIN := .venv/bin
+# Virtual machines and network namespaces need root. Tests that run as root leave no files of
+# root's in the tree.
+ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
+PYTEST = $(BIN)/python -m pytest
+ROOT_PYTEST = $(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTEST) -p no:cacheprovider
+
+.PHONY: help setup setup-dev demo test lint format unit golden functional faults ui bench docs \
+	clean distclean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r t d; \
+	do printf '  make %-12s %s\n' "$$t" "$$d"; done
+
+setup: ## install what is missing: Debian packages by apt-get, Python packages into .venv
+	@scripts/setup run
+
+setup-dev:
+	@scripts/setup dev
+
+demo: setup ## two hosts on this machine, and a running VM that moves there and back
+	$(ROOT) $(BIN)/sterna lab demo
+
+test: setup-dev lint ## everything that must pass before a change goes in (minutes)
+	$(ROOT_PYTEST) -m "not long" tests
+
+lint: setup-dev ## style, types and layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup-dev ## let ruff format the code and mend what it can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+unit: setup-dev ## tests that need no QEMU and no root (seconds)
+	$(PYTEST) -m "not functional and not faults and not ui and not long" tests/unit tests/golden
+
+golden: setup-dev ## write the golden files anew; look at the difference before you commit it
+	STERNA_GOLDEN=write $(PYTEST) -m "not functional" tests/golden
+	git diff --stat -- tests/golden docs/openapi.json
+
+functional: setup-dev ## real QEMU in the lab
+	$(ROOT_PYTEST) -m "functional and not long" tests
+
+faults: setup-dev ## kills, cuts and freezes in mid-move, the whole table
+	$(ROOT_PYTEST) -m faults tests/faults
+
+ui: setup-dev ## the command line on a real terminal
+	$(ROOT_PYTEST) -m ui tests/ui
+
+bench: setup-dev ## the pause and the duration of moves, beside QEMU's own; JSON in bench/results
+	$(ROOT) $(BIN)/python bench/move.py
+
+docs: ## the documentation, as HTML in docs/_build/html
+	@scripts/setup docs
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+clean: ## remove what was built, but not .venv
+	rm -rf build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv too
+	rm -rf .venv
