@@ -23,7 +23,7 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int disk = -1;
-static uint64_t slots, rate, written, slowest_ns;
+static uint64_t slots, first, rate, written, slowest_ns;
 static int failure;
 static atomic_ullong durable;
 static uint32_t table[256];
@@ -46,7 +46,7 @@ static void make_block(uint8_t *block, uint64_t seq)
     }
     memcpy(block, body, BLOCK_BYTES);
     *header = (struct wire_block){.magic = WIRE_BLOCK_MAGIC, .boot_id = boot_id, .seq = seq,
-                                  .slots = slots, .version = WIRE_VERSION};
+                                  .slots = slots, .first = first, .version = WIRE_VERSION};
     header->crc = crc32_of(block, BLOCK_BYTES);
 }
 
@@ -60,12 +60,30 @@ static int64_t check_block(uint8_t *block, uint64_t slot)
     header->crc = 0;
     if (header->magic != WIRE_BLOCK_MAGIC || crc32_of(block, BLOCK_BYTES) != crc)
         return -1;
-    return header->slots == slots && (header->seq - 1) % slots == slot ? (int64_t)header->seq : -1;
+    if (!header->slots || (header->seq - 1) % header->slots != slot)
+        return -1;
+    return (int64_t)header->seq;
 }
 
+/* `highest` and `first` are of the log of this size; `newest` counts older sizes of it too. */
 struct scan {
-    uint64_t highest, good, bad;
+    uint64_t highest, first, newest, good, bad;
 };
+
+static void look(struct scan *found, uint8_t *block, uint64_t slot)
+{
+    const struct wire_block *header = (const struct wire_block *)block;
+    int64_t seq = check_block(block, slot);
+    if (seq < 0)
+        found->bad++;
+    if (seq > 0 && (uint64_t)seq > found->newest)
+        found->newest = (uint64_t)seq;
+    if (seq <= 0 || header->slots != slots)
+        return;
+    found->good++;
+    if ((uint64_t)seq > found->highest)
+        found->highest = (uint64_t)seq, found->first = header->first;
+}
 
 /* Caller holds the lock. */
 static int scan_disk(struct scan *found)
@@ -75,13 +93,8 @@ static int scan_disk(struct scan *found)
         ssize_t got = pread(disk, blocks, sizeof blocks, (off_t)(slot * BLOCK_BYTES));
         if (got < 0)
             return errno;
-        for (uint64_t i = 0; i < (uint64_t)got / BLOCK_BYTES && slot + i < slots; i++) {
-            int64_t seq = check_block(blocks + i * BLOCK_BYTES, slot + i);
-            found->bad += seq < 0;
-            found->good += seq > 0;
-            if (seq > 0 && (uint64_t)seq > found->highest)
-                found->highest = (uint64_t)seq;
-        }
+        for (uint64_t i = 0; i < (uint64_t)got / BLOCK_BYTES && slot + i < slots; i++)
+            look(found, blocks + i * BLOCK_BYTES, slot + i);
     }
     return 0;
 }
@@ -146,8 +159,9 @@ const char *disk_set(uint64_t blocks_per_second, uint64_t span_mebibytes)
         refusal = open_disk(span_mebibytes);
         if (!refusal && scan_disk(&found))
             refusal = "the disk cannot be read";
-        if (found.highest > durable)
-            durable = found.highest;
+        if (found.newest > durable)
+            durable = found.newest;
+        first = found.highest && found.highest == durable ? found.first : durable + 1;
     }
     if (refusal)
         slots = 0;
@@ -175,7 +189,8 @@ const char *disk_verify(struct text *out)
     if (!refusal && scan_disk(&found))
         refusal = "the disk cannot be read";
     if (!refusal) {
-        uint64_t should = found.highest < slots ? found.highest : slots;
+        uint64_t numbers = found.highest ? found.highest - found.first + 1 : 0;
+        uint64_t should = numbers < slots ? numbers : slots;
         append(out, ",\"slots\":%lu,\"good\":%lu,\"bad\":%lu,\"missing\":%lu,\"highest\":%lu,"
                "\"durable\":%llu", slots, found.good, found.bad,
                should > found.good ? should - found.good : 0, found.highest, durable);

