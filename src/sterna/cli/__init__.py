@@ -1,0 +1,1 @@
+"""The command `sterna`. Every module here is imported only when its command runs."""

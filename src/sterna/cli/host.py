@@ -1,0 +1,97 @@
+"""`sterna host`: this host and the hosts that it knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from sterna.cli import complete
+from sterna.cli.command import Settings, command, group
+
+host = group(
+    "host",
+    "Look at this host and the hosts that it knows.",
+    "sterna host list",
+    "sterna host show host-b",
+    "sterna host certificate > host-a.pem",
+)
+
+
+@command(host, "list", "sterna host list", "sterna host list -o json")
+@click.pass_obj
+def list_(settings: Settings) -> None:
+    """List this host and its peers, and whether they answer."""
+    from sterna.cli.output import document, table  # noqa: PLC0415 - start-up time
+
+    hosts = settings.client().get("/v1/hosts")
+    if settings.is_json:
+        document(hosts)
+        return
+    rows = [
+        (h["name"], h["state"], h.get("url"), h.get("version"), h.get("vms"), h.get("reason"))
+        for h in hosts
+    ]
+    table(("NAME", "STATE", "URL", "VERSION", "VMS", "REASON"), rows, right=(4,))
+
+
+@command(host, "show", "sterna host show", "sterna host show host-b -o json")
+@click.argument("name", metavar="[HOST]", required=False, shell_complete=complete.hosts)
+@click.pass_obj
+def show(settings: Settings, name: str | None) -> None:
+    """Show what a host has: CPUs, memory, QEMU, switches, pools."""
+    from sterna.cli.output import document, fields  # noqa: PLC0415 - start-up time
+    from sterna.client import segment  # noqa: PLC0415
+    from sterna.units import format_size  # noqa: PLC0415
+
+    path = f"/v1/hosts/{segment(name)}" if name else "/v1/host"
+    facts = settings.client().get(path)
+    if settings.is_json:
+        document(facts)
+        return
+    qemu: dict[str, Any] = facts.get("qemu") or {}
+    machines = qemu.get("machines") or ()
+    fields([
+        ("name", facts["name"]),
+        ("sterna", facts.get("sterna")),
+        ("cpus", facts.get("cpus")),
+        ("memory", f"{format_size(facts['memory_free'])} free of {format_size(facts['memory_total'])}"),
+        ("vms", facts.get("vms")),
+        ("qemu", f"{qemu.get('version')} ({qemu.get('binary')})" if qemu else ""),
+        ("accel", f"{qemu.get('accel')}: {qemu.get('accel_reason')}" if qemu else ""),
+        ("machines", f"{len(machines)}, newest {machines[-1]}" if machines else ""),
+        ("moves in", facts.get("migration_address") or "no: sternad has no migration address"),
+        ("switches", [_switch(item) for item in facts.get("switches") or ()]),
+        ("pools", [_pool(item) for item in facts.get("pools") or ()]),
+        ("problems", list(facts.get("problems") or ())),
+    ])  # fmt: skip
+
+
+@command(
+    host,
+    "certificate",
+    "sterna host certificate > host-a.pem",
+    "ssh host-b sterna host certificate > /etc/sterna/host-b.pem",
+)
+@click.pass_obj
+def certificate(settings: Settings) -> None:
+    """Print this machine's certificate, by which others know that it is this host.
+
+    It is read from this machine's own files and never asked for over a network: run it on the
+    host whose certificate you want.
+    """
+    from sterna.cli.certificate import show_own  # noqa: PLC0415 - start-up time
+
+    show_own(settings)
+
+
+def _switch(facts: dict[str, Any]) -> str:
+    from sterna.cli.place_view import switch_text  # noqa: PLC0415 - start-up time
+
+    return switch_text(facts)
+
+
+def _pool(facts: dict[str, Any]) -> str:
+    from sterna.cli.place_view import pool_text  # noqa: PLC0415 - start-up time
+
+    return pool_text(facts)

@@ -1,0 +1,124 @@
+"""`sterna op`: operations, the long-running actions of a host."""
+
+from __future__ import annotations
+
+import click
+
+from sterna.cli import complete
+from sterna.cli.command import Settings, command, group
+from sterna.cli.values import duration
+
+KINDS = click.Choice(["move", "receive", "stop"])
+STATES = click.Choice(
+    ["queued", "running", "cancelling", "unknown", "succeeded", "warned", "failed", "cancelled", "partial"]
+)  # fmt: skip
+
+op = group(
+    "op",
+    "Follow, cancel and read about long-running operations.",
+    "sterna op list --state running",
+    "sterna op wait 3f2a --timeout 10m",
+    "sterna op log 3f2a",
+)
+any_operation = click.argument("operation", metavar="ID", shell_complete=complete.operations)
+live_operation = click.argument(
+    "operation", metavar="ID", shell_complete=complete.running_operations
+)
+
+
+def _path(operation: str) -> str:
+    from sterna.client import segment  # noqa: PLC0415 - start-up time
+
+    return f"/v1/operations/{segment(operation)}"
+
+
+@command(op, "list", "sterna op list", "sterna op list --vm web --kind move --limit 5 -o json")
+@click.option("--vm", metavar="VM", shell_complete=complete.vms, help="Only of this VM.")
+@click.option("--kind", type=KINDS, help="Only of this kind.")
+@click.option("--state", type=STATES, help="Only in this state.")
+@click.option("--limit", type=click.IntRange(1), default=50, help="At most so many. Default: 50.")
+@click.pass_obj
+def list_(
+    settings: Settings, vm: str | None, kind: str | None, state: str | None, limit: int
+) -> None:
+    """List operations, the newest first."""
+    from sterna.cli import op_view  # noqa: PLC0415 - start-up time
+
+    query = {"vm": vm, "kind": kind, "state": state, "limit": limit}
+    op_view.many(settings, settings.client().get("/v1/operations", query))
+
+
+@command(op, "show", "sterna op show 3f2a")
+@any_operation
+@click.pass_obj
+def show(settings: Settings, operation: str) -> None:
+    """Show an operation: its steps, progress and result."""
+    from sterna.cli import op_view  # noqa: PLC0415 - start-up time
+
+    op_view.one(settings, settings.client().get(_path(operation)))
+
+
+@command(
+    op,
+    "wait",
+    "sterna op wait 3f2a",
+    'sterna op wait 3f2a --timeout 10m || echo "not done: exit code $?"',
+)
+@live_operation
+@click.option(
+    "--timeout", type=duration, metavar="DURATION", help="Wait at most so long, such as 90s or 10m."
+)
+@click.pass_obj
+def wait(settings: Settings, operation: str, timeout: float | None) -> int:
+    """Follow an operation to its end; the exit code tells its outcome.
+
+    The exit code is 0 done, 10 done with warnings, 1 failed and undone, 7 cancelled, 11 left
+    something behind; after --timeout 8 still running or 9 outcome unknown. Ctrl-C stops the
+    waiting, never the operation.
+    """
+    from sterna.cli import follow  # noqa: PLC0415 - start-up time
+    from sterna.cli.progress import display  # noqa: PLC0415
+
+    client = settings.client()
+    with follow.Interrupts() as interrupts:
+        snapshot = client.get(_path(operation))
+        with display(settings.is_json) as shown:
+            follower = follow.Follower(client, snapshot, shown, interrupts)
+            ended = follower.run(timeout_s=timeout)
+        return follow.conclude(settings, ended)
+
+
+@command(op, "cancel", "sterna op cancel 3f2a", "sterna op cancel 3f2a --wait")
+@live_operation
+@click.option("--wait", "waits", is_flag=True, help="Wait until it is undone.")
+@click.pass_obj
+def cancel(settings: Settings, operation: str, waits: bool) -> int:
+    """Cancel an operation: what it has done so far is undone.
+
+    With --wait the exit code is 7 if it was cancelled, else the operation's own outcome.
+    """
+    from sterna.cli import follow  # noqa: PLC0415 - start-up time
+    from sterna.cli.output import document, line  # noqa: PLC0415
+
+    client = settings.client()
+    with follow.Interrupts() as interrupts:
+        snapshot = client.post(f"{_path(operation)}:cancel") or client.get(_path(operation))
+        if waits:
+            return follow.to_end(settings, client, snapshot, interrupts)
+    if settings.is_json:
+        document(snapshot)
+    else:
+        line(f"cancelling {snapshot['id']}; wait for it with: sterna op wait {snapshot['id']}")
+    return 0
+
+
+@command(op, "log", "sterna op log 3f2a", "sterna op log 3f2a --after 20 -o json")
+@any_operation
+@click.option("--after", type=click.IntRange(0), default=0, help="Only lines after this number.")
+@click.pass_obj
+def log(settings: Settings, operation: str, after: int) -> None:
+    """Print the log of an operation; with -o json one line of JSON for each."""
+    from sterna.cli import op_view  # noqa: PLC0415 - start-up time
+
+    for entry in settings.client().get(f"{_path(operation)}/log", {"after": after}):
+        op_view.log_line(settings, entry)

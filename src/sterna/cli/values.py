@@ -1,0 +1,100 @@
+"""Sizes, rates, durations and `key=value,...` lists as they are written on a command line.
+
+Each is a function that click uses as a type: it turns text into the number that the API wants, or says what is wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from sterna.errors import BadSize
+from sterna.units import parse_size
+
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|min|h)?")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_BITS = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg])bit(?:/s|ps)?", re.IGNORECASE)
+_BIT_SCALE = {"k": 1e3, "m": 1e6, "g": 1e9}
+
+
+class BadValue(click.BadParameter):
+    """A value that does not read; `advice` says how to write it."""
+
+    def __init__(self, message: str, advice: str) -> None:
+        super().__init__(message)
+        self.advice = advice
+
+
+def size(value: Any) -> int:
+    """Bytes of `10GiB`, `512M` or `1GB`."""
+    try:
+        return parse_size(value)
+    except BadSize as error:
+        raise BadValue(error.message, error.advice) from error
+
+
+def rate(value: Any) -> int:
+    """Bytes per second of `100MB`, `100MB/s` or `1Gbit`."""
+    text = str(value).strip()
+    if match := _BITS.fullmatch(text):
+        return int(float(match[1]) * _BIT_SCALE[match[2].lower()] / 8)
+    return size(text.removesuffix("/s"))
+
+
+def duration(value: Any) -> float:
+    """Seconds of `300ms`, `90s`, `10m` or `2h`; a bare number is seconds."""
+    match = _DURATION.fullmatch(str(value).strip())
+    if match is None:
+        raise BadValue(f"{value!r} is not a duration", "Write 300ms, 90s, 10m or 2h")
+    return float(match[1]) * _SECONDS[match[2] or "s"]
+
+
+def disk(value: Any) -> dict[str, Any]:
+    """A disk of `pool=default,size=10GiB,...`."""
+    return _pairs(value, _DISK)
+
+
+def nic(value: Any) -> dict[str, Any]:
+    """A network card of `switch=lan,vlan=20,...`."""
+    return _pairs(value, _NIC)
+
+
+def _pairs(value: Any, keys: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
+    pairs: dict[str, Any] = {}
+    for part in str(value).split(","):
+        key, _, text = part.partition("=")
+        if key not in keys:
+            raise click.BadParameter(f"{key!r} is not one of its keys: {', '.join(keys)}")
+        if not text:
+            raise click.BadParameter(f"{key} has no value; write {key}=VALUE")
+        if key in pairs:
+            raise click.BadParameter(f"{key} is given twice")
+        pairs[key] = keys[key](text)
+    return pairs
+
+
+def _vlan(text: str) -> int:
+    if not text.isdecimal():
+        raise click.BadParameter(f"VLAN {text!r} is not a number between 1 and 4094")
+    return int(text)
+
+
+def _truth(text: str) -> bool:
+    if text not in ("true", "false", "yes", "no"):
+        raise click.BadParameter(f"{text!r} is neither yes nor no")
+    return text in ("true", "yes")
+
+
+_DISK: dict[str, Callable[[str], Any]] = {
+    "name": str,
+    "pool": str,
+    "size": size,
+    "image": str,
+    "format": str,
+    "volume": str,
+    "read_only": _truth,
+}
+_NIC: dict[str, Callable[[str], Any]] = {"name": str, "switch": str, "mac": str, "vlan": _vlan}

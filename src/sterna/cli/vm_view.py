@@ -1,0 +1,93 @@
+"""How a VM is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sterna.cli.command import Settings
+from sterna.cli.output import document, fields, line, note, printable, table
+from sterna.units import format_size
+
+
+def many(settings: Settings, views: list[dict[str, Any]]) -> None:
+    if settings.is_json:
+        document(views)
+        return
+    if not views:
+        note("no VMs here; make one with: sterna vm create --help")
+        return
+    rows = []
+    for view in views:
+        spec = view.get("spec") or {}
+        rows.append((
+            view["name"], view["state"], view.get("host"), spec.get("vcpus"),
+            format_size(spec["memory"]) if spec.get("memory") else "",
+            len(spec.get("disks") or ()), len(spec.get("nics") or ()), view.get("operation"),
+        ))  # fmt: skip
+    headers = ("NAME", "STATE", "HOST", "VCPUS", "MEMORY", "DISKS", "NICS", "OPERATION")
+    table(headers, rows, right=(3, 4, 5, 6))
+
+
+def one(settings: Settings, view: Mapping[str, Any]) -> None:
+    if settings.is_json:
+        document(view)
+        return
+    spec: Mapping[str, Any] = view.get("spec") or {}
+    process: Mapping[str, Any] = view.get("process") or {}
+    ownership: Mapping[str, Any] = view.get("ownership") or {}
+    fields([
+        ("name", view["name"]),
+        ("id", view.get("id")),
+        ("state", view["state"]),
+        ("host", view.get("host")),
+        ("damaged", _damaged(view.get("damaged"))),
+        ("operation", view.get("operation")),
+        ("vcpus", f"{spec.get('vcpus')} of {spec.get('cpu')}" if spec else ""),
+        ("memory", format_size(spec["memory"]) if spec.get("memory") else ""),
+        ("machine", spec.get("machine")),
+        ("firmware", spec.get("firmware")),
+        ("boot", _boot(spec.get("boot"))),
+        ("disks", [_disk(disk) for disk in spec.get("disks") or ()]),
+        ("nics", [_nic(nic) for nic in spec.get("nics") or ()]),
+        ("console", view.get("console")),
+        ("vnc", view.get("vnc")),
+        ("process", f"pid {process['pid']}, {process.get('accel')}" if process else ""),
+        ("ownership", f"{ownership.get('state')}, epoch {ownership.get('epoch')}" if ownership else ""),
+        ("tags", ", ".join(spec.get("tags") or ())),
+        ("notes", list(view.get("notes") or ())),
+    ])  # fmt: skip
+
+
+def changed(settings: Settings, view: Mapping[str, Any], done: str) -> None:
+    """What a command did to a VM, in a line."""
+    if settings.is_json:
+        document(view)
+    else:
+        line(printable(f"{done} {view['name']}, it is {view['state']}"))
+
+
+def _damaged(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {item}" for key, item in value.items())
+    return value
+
+
+def _boot(boot: Mapping[str, Any] | None) -> str:
+    return " ".join(str(part) for part in (boot or {}).values() if part)
+
+
+def _disk(disk: Mapping[str, Any]) -> str:
+    parts = [f"{disk['name']}: {disk.get('volume') or 'new'} in pool {disk['pool']}"]
+    parts.append(str(disk.get("format", "")))
+    if disk.get("size"):
+        parts.append(format_size(disk["size"]))
+    if disk.get("read_only"):
+        parts.append("read-only")
+    return ", ".join(part for part in parts if part)
+
+
+def _nic(nic: Mapping[str, Any]) -> str:
+    vlan = f" VLAN {nic['vlan']}" if nic.get("vlan") is not None else ""
+    mac = f", {nic['mac']}" if nic.get("mac") else ""
+    return f"{nic['name']}: switch {nic['switch']}{vlan}{mac}"
