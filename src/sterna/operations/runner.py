@@ -14,7 +14,7 @@ import logging
 import sqlite3
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -198,7 +198,7 @@ class Runner:
             return live.operation
         return await self.get(operation)
 
-    async def subscribe(self, operation: str, after: int = 0) -> AsyncIterator[Event]:
+    async def subscribe(self, operation: str, after: int = 0) -> AsyncGenerator[Event, None]:
         """Events after number `after`: those that happened, then those to come, each once, in order.
 
         Ends after the final state; or early, when the reader is too slow or the daemon stops: then

@@ -1,0 +1,47 @@
+"""The HTTP surface of one host, put together. Thin: it parses, asks the services, and answers."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import FastAPI
+
+from sterna import __version__
+from sterna.api import problems
+from sterna.api.access import Gate
+from sterna.api.routes import events, operations, peer, pools, root, switches, vms
+from sterna.api.services import Services
+from sterna.api.views import Problem
+
+PUBLIC = (root, vms, switches, pools, operations, events)
+SCHEMA = "/v1/openapi.json"
+DESCRIPTION = (
+    "Hosts, VMs and moves. Long work is an operation: 202, Location, then /v1/operations/{id}. "
+    "Errors are RFC 9457 problem details with a stable `code` and a `hint`."
+)
+
+
+def build(services: Services) -> FastAPI:
+    """The application; it refuses every request that no listener of `sterna.api.listeners` vouches for.
+
+    `state.closing`, once set, ends long answers: event streams and waits.
+    """
+    app = FastAPI(
+        title="Sterna",
+        version=__version__,
+        description=DESCRIPTION,
+        openapi_url=SCHEMA,
+        docs_url=None,  # they would load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        responses={"default": {"model": Problem, "description": "Problem"}},
+        generate_unique_id_function=lambda route: f"{route.tags[0]}.{route.name}",
+    )
+    app.state.services = services
+    app.state.closing = asyncio.Event()
+    for module in PUBLIC:
+        app.include_router(module.router)
+    app.include_router(peer.router, tags=["peer"], include_in_schema=False)
+    problems.install(app)
+    app.add_middleware(Gate)
+    return app

@@ -1,0 +1,228 @@
+"""Listeners: the daemon's Unix socket for local root, and HTTPS for other hosts and remote users.
+
+Promises: the Unix socket has mode 0600 from its first instant, and replaces only a dead one; HTTPS is
+TLS 1.3 and asks every request for the token; leaving `listen` ends streams, lets requests under way
+end within GRACE_S, and leaves no socket behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from sterna.api.access import token_required, trusted
+from sterna.api.events import ABORT
+from sterna.errors import ListenFailed
+
+GRACE_S = 5  # requests under way at shutdown; a start of a VM takes less
+FIRST_REQUEST_S = 20.0  # a connection that sends no request for so long is dropped
+IDLE_S = 60  # between two requests of one connection
+MAX_HEADERS = 32 << 10  # bytes of request line and headers
+MAX_CONNECTIONS = 256  # for each listener, event streams included
+BACKLOG = 128
+MAX_SOCKET_PATH = 107  # bytes, sun_path of unix(7)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HTTPS:
+    """The listener for others; `certificate` and `key` are PEM files."""
+
+    address: str
+    port: int
+    certificate: Path
+    key: Path
+    token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listening:
+    """Where it listens now."""
+
+    socket: Path
+    port: int  # of HTTPS, also when the system chose it; 0: none
+
+
+@contextlib.asynccontextmanager
+async def listen(app: FastAPI, path: Path, https: HTTPS | None = None) -> AsyncIterator[Listening]:
+    """Serve `app` on the Unix socket `path` and by `https` while the context lasts.
+
+    Raises ListenFailed, and then listens nowhere.
+    """
+    with contextlib.ExitStack() as stack:
+        local = stack.enter_context(_unix_socket(path))
+        listeners = [(local, _Server(trusted(app)))]
+        port = 0
+        if https is not None:
+            remote = stack.enter_context(_tcp_socket(https))
+            port = remote.getsockname()[1]
+            listeners.append((remote, _Server(token_required(app, https.token), _tls(https))))
+        async with asyncio.TaskGroup() as group:
+            for listener, server in listeners:
+                group.create_task(server.serve(sockets=[listener]), name="listener")
+                await server.ready.wait()
+            try:
+                yield Listening(socket=path, port=port)
+            finally:
+                app.state.closing.set()
+                for _, server in listeners:
+                    server.stop()
+
+
+class _Connection(H11Protocol):
+    """Lets routes drop a connection that does not read, and drops one that says nothing."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, ABORT: transport.abort}
+        self._silence = self.loop.call_later(FIRST_REQUEST_S, self._still_silent)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._silence.cancel()
+        super().connection_lost(exc)
+
+    def _still_silent(self) -> None:
+        if self.cycle is None:
+            self.transport.abort()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers and its ten looks a second."""
+
+    def __init__(self, app: ASGIApp, tls: ssl.SSLContext | None = None) -> None:
+        config = uvicorn.Config(
+            app,
+            http=_Connection,
+            ws="none",
+            lifespan="off",
+            loop="none",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            backlog=BACKLOG,
+            timeout_keep_alive=IDLE_S,
+            timeout_graceful_shutdown=GRACE_S,
+            h11_max_incomplete_event_size=MAX_HEADERS,
+        )
+        config.load()
+        config.ssl = tls
+        super().__init__(config)
+        self.ready = asyncio.Event()
+        self._stop = asyncio.Event()
+
+    def stop(self) -> None:
+        self.should_exit = True
+        self._stop.set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+    async def main_loop(self) -> None:
+        await self._stop.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().shutdown(sockets)
+        finally:
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield  # signals are the daemon's
+
+
+@contextlib.contextmanager
+def _unix_socket(path: Path) -> Any:
+    """A listening socket at `path`, made beside it and moved there when it is ready."""
+    where = str(path)
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    if len(os.fsencode(draft)) > MAX_SOCKET_PATH:
+        fix = "Set a shorter run_dir in sternad's configuration"
+        raise ListenFailed(where=where, reason="the path is too long for a socket", fix=fix)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with contextlib.ExitStack() as stack:
+        stack.callback(listener.close)
+        try:
+            _require_dead(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft.unlink(missing_ok=True)
+            # Linux gives the file the mode of the unbound socket: it is never open wider.
+            os.fchmod(listener.fileno(), 0o600)
+            listener.bind(str(draft))
+            stack.callback(draft.unlink, missing_ok=True)
+            listener.listen(BACKLOG)
+            made = draft.stat()
+            draft.rename(path)
+        except OSError as error:
+            raise ListenFailed(
+                where=where, reason=error.strerror or str(error), fix=f"Look at {path.parent}"
+            ) from error
+        stack.callback(_remove, path, made)
+        yield listener
+
+
+def _require_dead(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return
+    raise ListenFailed(
+        where=str(path),
+        reason="another sternad answers there",
+        fix="Stop it first: systemctl stop sternad",
+    )
+
+
+def _remove(path: Path, made: os.stat_result) -> None:
+    with contextlib.suppress(OSError):
+        if os.path.samestat(path.stat(), made):
+            path.unlink()
+
+
+@contextlib.contextmanager
+def _tcp_socket(https: HTTPS) -> Any:
+    family = socket.AF_INET6 if ":" in https.address else socket.AF_INET
+    try:
+        listener = socket.create_server((https.address, https.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ListenFailed(
+            where=f"{https.address} port {https.port}",
+            reason=error.strerror or str(error),
+            fix="Correct [listen] in sternad's configuration",
+        ) from error
+    with listener:
+        yield listener
+
+
+def _tls(https: HTTPS) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(https.certificate, https.key)
+    except (OSError, ssl.SSLError) as error:
+        raise ListenFailed(
+            where=f"{https.address} port {https.port}",
+            reason=f"{https.certificate} and {https.key} do not serve: {error}",
+            fix="Correct certificate and key in [listen] of sternad's configuration",
+        ) from error
+    return context

@@ -1,0 +1,98 @@
+"""Operations: look, wait, follow, cancel. Looking costs the same after a thousand moves."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+
+from sterna.api.answers import accepted, answer
+from sterna.api.events import EventStream, race
+from sterna.api.services import Here
+from sterna.errors import BadSpec
+from sterna.model.operation import LogLine, Operation, OperationState
+
+MAX_WAIT_S = 300.0  # proxies and firewalls cut silent connections at about that
+MAX_LIST = 1000
+
+router = APIRouter(prefix="/v1/operations", tags=["operations"])
+
+After = Annotated[int, Query(ge=0, description="Only what has a higher number")]
+
+
+@router.get("", response_model=list[Operation])
+async def every(
+    here: Here,
+    vm: str = "",
+    kind: str = "",
+    state: OperationState | None = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIST)] = 100,
+) -> Response:
+    """Newest first; `vm` is a name or an id."""
+    wanted = str(state) if state else ""
+    found = await here.operations.list(vm=vm, kind=kind, state=wanted, limit=limit)
+    return answer(list(found))
+
+
+@router.get("/{operation}", response_model=Operation)
+async def one(
+    operation: str,
+    here: Here,
+    request: Request,
+    wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="Seconds, until final")] = 0,
+) -> Response:
+    """As it is now, or when it is final, or after `wait` seconds."""
+    if wait and not (await here.operations.get(operation)).state.is_final:
+        closing: asyncio.Event = request.app.state.closing
+        await race(here.operations.wait(operation, wait), closing.wait())
+    return answer(await here.operations.get(operation))
+
+
+@router.get("/{operation}/log", response_model=list[LogLine])
+async def log(operation: str, here: Here, after: After = 0) -> Response:
+    """Its diary, at most 1000 lines at once."""
+    await here.operations.get(operation)
+    return answer(await here.operations.journal.lines(operation, after))
+
+
+@router.get("/{operation}/samples", response_model=list[dict[str, Any]])
+async def samples(operation: str, here: Here) -> Response:
+    """Its progress over time: thinned evenly when there is much, first and last always there."""
+    await here.operations.get(operation)
+    return answer(await here.operations.journal.samples(operation))
+
+
+@router.get(
+    "/{operation}/events",
+    response_class=Response,
+    responses={200: {"content": {"text/event-stream": {}}}},
+)
+async def events(
+    operation: str,
+    here: Here,
+    request: Request,
+    after: After = 0,
+    last_event_id: Annotated[str, Header()] = "",
+) -> Response:
+    """Server-sent events `state` (Operation), `log` (LogLine) and `progress`; ends with the last state.
+
+    Come back with Last-Event-ID: nothing is lost or told twice. Of states that passed meanwhile, only
+    the newest is told. A reader that falls too far behind is disconnected, and can come back too.
+    """
+    if last_event_id:
+        after = _number(last_event_id)
+    await here.operations.get(operation)
+    return EventStream(here.operations.subscribe(operation, after), request.app.state.closing)
+
+
+@router.post("/{operation}:cancel", response_model=Operation, status_code=202)
+async def cancel(operation: str, here: Here) -> Response:
+    """Ask it to stop and undo; the answer comes at once, the end later."""
+    return accepted(await here.operations.cancel(operation))
+
+
+def _number(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise BadSpec(where="Last-Event-ID", reason=f"{text!r} is no event of an operation")
+    return int(text)

@@ -1,0 +1,43 @@
+"""What this API is, and the hosts it knows."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from sterna import __version__
+from sterna.api.answers import answer
+from sterna.api.services import Here
+from sterna.api.views import HostView, Root
+from sterna.model.host import HostFacts
+
+API = 1
+EXTENSIONS: tuple[str, ...] = ()  # names of what came after the first release of v1
+
+router = APIRouter(prefix="/v1", tags=["hosts"])
+
+
+@router.get("", response_model=Root)
+async def root(here: Here) -> Response:
+    """Who answers, and what it can do."""
+    return answer(
+        {"api": API, "extensions": list(EXTENSIONS), "name": here.name, "version": __version__}
+    )
+
+
+@router.get("/host", response_model=HostFacts)
+async def host(here: Here) -> Response:
+    """The facts of this host, gathered now."""
+    return answer(await here.facts())
+
+
+@router.get("/hosts", response_model=list[HostView])
+async def hosts(here: Here) -> Response:
+    """This host and its peers, and whether they answer."""
+    return answer(list(await here.hosts()))
+
+
+@router.get("/hosts/{name}", response_model=HostFacts)
+async def one_host(name: str, here: Here) -> Response:
+    """The facts of this host or of a peer, asked now."""
+    facts = await (here.facts() if name == here.name else here.peer_facts(name))
+    return answer(facts)

@@ -1,0 +1,75 @@
+"""VMs and the actions on them. An action that takes long answers with an operation."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Response
+
+from sterna.api.answers import accepted, answer
+from sterna.api.services import Here
+from sterna.api.views import StopWishes, VMView
+from sterna.model.move import MoveWishes
+from sterna.model.operation import Operation
+from sterna.model.vm import VMSpec
+
+router = APIRouter(prefix="/v1/vms", tags=["vms"])
+
+
+@router.get("", response_model=list[VMView])
+async def every(here: Here) -> Response:
+    """All VMs of this host, those with a damaged record too."""
+    return answer(list(here.vms.list()))
+
+
+@router.post("", response_model=VMView, status_code=201)
+async def create(spec: VMSpec, here: Here) -> Response:
+    """Make a VM and its disks; it is off. What is not given is filled in, once."""
+    view = await here.vms.create(spec)
+    return answer(view, 201, f"/v1/vms/{view['name']}")
+
+
+@router.get("/{vm}", response_model=VMView)
+async def one(vm: str, here: Here) -> Response:
+    """One VM, by name or id."""
+    return answer(here.vms.view(vm))
+
+
+@router.delete("/{vm}", status_code=204)
+async def delete(vm: str, here: Here, keep_disks: bool = False) -> Response:
+    """Delete a VM that is off, with its disks unless `keep_disks`."""
+    await here.vms.delete(vm, keep_disks=keep_disks)
+    return Response(status_code=204)
+
+
+@router.post("/{vm}:start", response_model=VMView)
+async def start(vm: str, here: Here) -> Response:
+    """Start it; the answer comes when its vCPUs run."""
+    return answer(await here.vms.start(vm))
+
+
+@router.post("/{vm}:pause", response_model=VMView)
+async def pause(vm: str, here: Here) -> Response:
+    """Stop its vCPUs; its memory stays."""
+    return answer(await here.vms.pause(vm))
+
+
+@router.post("/{vm}:resume", response_model=VMView)
+async def resume(vm: str, here: Here) -> Response:
+    """Let a paused VM go on."""
+    return answer(await here.vms.resume(vm))
+
+
+@router.post("/{vm}:stop", response_model=Operation, status_code=202)
+async def stop(
+    vm: str, here: Here, wishes: Annotated[StopWishes | None, Body()] = None
+) -> Response:
+    """Shut the guest down, or pull its plug."""
+    wishes = wishes or StopWishes()
+    return accepted(here.vms.stop(vm, force=wishes.force, timeout_s=wishes.timeout_s))
+
+
+@router.post("/{vm}/moves", response_model=Operation, status_code=202)
+async def move(vm: str, wishes: MoveWishes, here: Here) -> Response:
+    """Move it to another host, running or off."""
+    return accepted(await here.moves.begin(vm, wishes))

@@ -1,0 +1,73 @@
+"""What the HTTP surface needs of the daemon, as protocols: routes know nothing else of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol
+
+from fastapi import Depends, Request
+
+from sterna.model.host import HostFacts, Pool, PoolFacts, Switch, SwitchFacts
+from sterna.model.move import MoveWishes
+from sterna.model.operation import Operation
+from sterna.model.vm import VMSpec
+from sterna.operations.runner import Runner
+
+JSON = dict[str, Any]
+Users = Callable[[str], Iterable[str]]
+
+
+class VMs(Protocol):
+    """The VMs of this host; `ref` is a name or an id. Views are the JSON of `VMView`."""
+
+    def list(self) -> Sequence[JSON]: ...
+    def view(self, ref: str) -> JSON: ...
+    async def create(self, spec: VMSpec) -> JSON: ...
+    async def delete(self, ref: str, *, keep_disks: bool) -> None: ...
+    async def start(self, ref: str) -> JSON: ...
+    async def pause(self, ref: str) -> JSON: ...
+    async def resume(self, ref: str) -> JSON: ...
+    def stop(self, ref: str, *, force: bool, timeout_s: float) -> Operation: ...
+    def users_of_switch(self, switch: str) -> Iterable[str]: ...
+    def users_of_pool(self, pool: str) -> Iterable[str]: ...
+
+
+class Switches(Protocol):
+    async def facts(self) -> Sequence[SwitchFacts]: ...
+    async def facts_of(self, name: str) -> SwitchFacts: ...
+    async def create(self, switch: Switch) -> Switch: ...
+    async def delete(self, name: str, users: Users) -> None: ...
+
+
+class Pools(Protocol):
+    async def facts(self) -> Sequence[PoolFacts]: ...
+    async def facts_of(self, name: str) -> PoolFacts: ...
+    async def create(self, pool: Pool) -> Pool: ...
+    async def delete(self, name: str, users: Users) -> None: ...
+
+
+class Moves(Protocol):
+    async def begin(self, ref: str, wishes: MoveWishes) -> Operation: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    name: str  # of this host
+    facts: Callable[[], Awaitable[HostFacts]]
+    hosts: Callable[[], Awaitable[Sequence[JSON]]]  # JSON of `HostView`
+    peer_facts: Callable[[str], Awaitable[HostFacts | JSON]]  # of a host by name
+    vms: VMs
+    switches: Switches
+    pools: Pools
+    operations: Runner
+    moves: Moves
+    incoming: Any = None  # what routes/peer.py serves
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+Here = Annotated[Services, Depends(_services)]

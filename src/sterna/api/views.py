@@ -1,0 +1,98 @@
+"""Shapes of the API that are no model objects: for OpenAPI, and bodies that only routes know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sterna.model.host import Pool, Switch
+from sterna.model.vm import STRICT, Ownership, RunState, VMSpec
+
+MAX_STOP_S = 3600.0  # who wants to wait longer for a guest wants to be asked again
+
+
+class View(BaseModel):
+    """Documents an answer; answers may have more fields, as an API that grows does."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Root(View):
+    api: int
+    extensions: list[str] = Field(description="What this daemon has beyond the first version of v1")
+    name: str
+    version: str
+
+
+class HostView(View):
+    name: str
+    url: str
+    state: Literal["this", "up", "down"]
+    reason: str = Field(description="Why it is down")
+    version: str
+    vms: int | None
+
+
+class ProcessView(View):
+    pid: int
+    accel: Literal["kvm", "tcg"]
+
+
+class VMView(View):
+    name: str
+    id: str
+    state: RunState
+    host: str
+    spec: VMSpec | None = Field(description="null if its record is damaged")
+    ownership: Ownership | None
+    operation: str = Field(description="Operation that has it now; empty: none")
+    process: ProcessView | None
+    console: str = Field(description="Unix socket of its serial console on its host")
+    vnc: str = Field(description="Unix socket of its screen on its host")
+    notes: list[str]
+    damaged: Any = Field(description="What is wrong with its record; null: nothing")
+
+
+class SwitchView(View):
+    switch: Switch
+    vlans: bool
+    problem: str
+    users: list[str] = Field(description="VMs plugged in here")
+
+
+class PoolView(View):
+    pool: Pool
+    total: int
+    free: int
+    problem: str
+    users: list[str] = Field(description="VMs with a disk here")
+
+
+class Problem(View):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    code: str = Field(description="Stable, such as vm.not-found")
+    exit_code: int = Field(description="Of the sterna command")
+    hint: str
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopWishes:
+    """Body of :stop. By force pulls the plug; else the guest is asked, and given `timeout_s`."""
+
+    __pydantic_config__ = STRICT
+
+    force: bool = False
+    timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout_s <= MAX_STOP_S:
+            raise ValueError(
+                f"timeout_s is {self.timeout_s:g}; it must be more than 0 and at most {MAX_STOP_S:g}"
+            )
