@@ -110,8 +110,9 @@ class GuestConsole:
         while True:
             try:
                 reader, writer = await self._connected()
-                # The empty line ends whatever half line the guest may have heard before.
-                writer.write(f"\n{order} id={number}\n".encode())
+                # The empty line ends whatever half line the guest may have heard before; the
+                # length tells it when a port that was just being opened lost the beginning.
+                writer.write(f"\n{order} id={number}.{len(order)}\n".encode())
                 await writer.drain()
                 async with asyncio.timeout(_AGAIN_S):
                     return await self._answer(reader, number)

@@ -2,8 +2,9 @@
  * Orders over the serial console, one a line, each answered by one line `STERNA {json}`.
  *
  * Promises an answer to every line that is not empty, an error in words for one it cannot obey,
- * and that an order with `id=N` is carried out once: the same id again gets the same answer. The
- * power button is obeyed from here too.
+ * and that an order with `id=N` at its end is carried out once: the same id again gets the same
+ * answer. An order with `id=N.LENGTH` of which bytes were lost is not answered: its sender will say
+ * it again. The power button is obeyed from here too.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -24,7 +25,7 @@
 #define HELP                                                                                      \
     "status | mem size_mb=N rate_mb=N pattern=touch|random|text [fill=none|random|text|mixed] | " \
     "mem off | verify | disk rate=N [span_mb=N] | disk off | diskverify | poweroff | reboot | "   \
-    "help; any order may carry id=N"
+    "help; any order may end in id=N"
 
 struct option {
     const char *key;
@@ -135,17 +136,24 @@ const char *console_order(char *line, struct text *out, bool *ends, bool *again)
     return *ends ? NULL : "unknown order, see help";
 }
 
-/* Cuts ` id=N` out of the line; NULL if there is none. Only digits, so it can be echoed. */
-static char *cut_id(char *line)
+/*
+ * Cuts ` id=N.LENGTH` off the end of the line, LENGTH being that of the order before it; NULL if
+ * there is none. A serial port that is being opened loses bytes: `*whole` is false if it did.
+ */
+static char *cut_id(char *line, bool *whole)
 {
-    char *at = strstr(line, " id=");
+    char *at = strstr(line, " id="), *end;
     size_t digits = at ? strspn(at + 4, "0123456789") : 0;
-    char *id;
-    if (!digits || digits > 18 || (at[4 + digits] && at[4 + digits] != ' '))
+    *whole = true;
+    if (!digits || digits > 18)
         return NULL;
-    id = strndup(at + 4, digits);
-    memmove(at, at + 4 + digits, strlen(at + 4 + digits) + 1);
-    return id;
+    end = at + 4 + digits;
+    if (*end == '.')
+        *whole = strtoul(end + 1, &end, 10) == (unsigned long)(at - line);
+    if (*end)
+        return NULL;
+    *at = 0;
+    return strndup(at + 4, digits); /* only digits, so it can be echoed */
 }
 
 static void send_line(const struct text *out)
@@ -163,10 +171,11 @@ static void answer(char *line)
     static char last_id[24];
     static struct text last;
     struct text out = {.length = 0}, members = {.length = 0};
-    bool ends = false, again = false;
-    char *id = cut_id(line);
-    if (id && !strcmp(id, last_id)) {
-        send_line(&last);
+    bool ends = false, again = false, whole;
+    char *id = cut_id(line, &whole);
+    if (!whole || (id && !strcmp(id, last_id))) {
+        if (whole)
+            send_line(&last);
         free(id);
         return;
     }
