@@ -48,8 +48,17 @@ class SternaError(Exception):
 
 
 class _Facts(dict[str, Any]):
+    """A fact that is missing (another version left it out) shows as `<name>`; never an error."""
+
     def __missing__(self, key: str) -> str:
-        return f"<{key}>"
+        return _Missing(f"<{key}>")
+
+
+class _Missing(str):
+    __slots__ = ()
+
+    def __format__(self, _spec: str) -> str:
+        return str(self)
 
 
 def _plain(value: Any) -> Any:
@@ -277,6 +286,12 @@ class QEMUUnsupported(Refused):
     code = "qemu.unsupported"
     text = "the QEMU of {host} cannot do this: {reason}"
     hint = "{fix}"
+
+
+class FirmwareMissing(Refused):
+    code = "qemu.firmware-missing"
+    text = "no UEFI firmware at {path}"
+    hint = "apt-get install ovmf"
 
 
 # ---- images, pools, switches ----------------------------------------------------------------
