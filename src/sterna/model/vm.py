@@ -196,4 +196,5 @@ class VMRecord:
     moving: str = (
         ""  # operation that is moving it away; set before the target is asked for anything
     )
+    owned_epoch: int = 0  # newest epoch that this host took over; answers a late question
     notes: tuple[str, ...] = field(default=())  # what happened to it that its owner should know

@@ -1,0 +1,47 @@
+"""What hosts say to each other about a move. Only over HTTPS with the shared token, or as root."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Request
+
+from sterna.model import edge
+from sterna.model.reservation import Reservation, Take
+
+router = APIRouter(prefix="/v1/peer/reservations", tags=["peer"])
+
+
+@router.post("", status_code=201)
+async def reserve(request: Request, body: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
+    """Make ready for a VM of another host; answers where its memory is awaited."""
+    reservation = edge.parse(Reservation, body, "reservation")
+    answer = await request.app.state.services.incoming.reserve(reservation)
+    return dict(edge.dump(answer))
+
+
+@router.get("/{operation}")
+async def status(request: Request, operation: str) -> dict[str, Any]:
+    """Where the reservation stands; asking keeps it alive."""
+    return dict(edge.dump(request.app.state.services.incoming.status(operation)))
+
+
+@router.post("/{operation}:take")
+async def take(
+    request: Request, operation: str, body: Annotated[dict[str, Any], Body()]
+) -> dict[str, Any]:
+    """The VM is yours now. May be repeated; the answer stays the same."""
+    wish = edge.parse(Take, body, "take")
+    return dict(edge.dump(await request.app.state.services.incoming.take(operation, wish.epoch)))
+
+
+@router.post("/{operation}:refuse")
+async def refuse(
+    request: Request, operation: str, body: Annotated[dict[str, Any], Body()]
+) -> dict[str, Any]:
+    """Give the reservation up, unless the VM has been taken: then the answer says so."""
+    incoming = request.app.state.services.incoming
+    answer = await incoming.refuse_asked(
+        operation, str(body.get("vm_id")), int(body.get("epoch", 0)), "its source gave the move up"
+    )
+    return dict(edge.dump(answer))

@@ -1,0 +1,245 @@
+"""`sternad`: the daemon of one host. Puts the parts together, serves the API, stops on a signal.
+
+Never touches a guest by starting, stopping or dying: QEMUs live in sessions of their own, and the
+next start finds them again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sterna import __version__, clock, config, log
+from sterna.api.app import build
+from sterna.api.serve import serve
+from sterna.api.services import Services
+from sterna.config import Config
+from sterna.errors import BadConfig, SternaError
+from sterna.host import inventory
+from sterna.host.network import Network
+from sterna.host.registry import Pools, Switches
+from sterna.model.host import HostFacts, QEMUFacts
+from sterna.move.engine import Moves
+from sterna.move.incoming import Incoming
+from sterna.move.peer import Peers
+from sterna.move.recovery import Recovery
+from sterna.operations.journal import Journal
+from sterna.operations.runner import Runner
+from sterna.qemu import capabilities
+from sterna.security import identity
+from sterna.vms.launch import Launcher
+from sterna.vms.service import VMs
+
+API_VERSION = 1
+PEER_S = 3.0  # for a list of hosts; one that is well answers in milliseconds
+logger = logging.getLogger("sternad")
+
+
+class Daemon:
+    """All parts of one host's daemon, wired once."""
+
+    def __init__(self, settings: Config, launcher: Launcher, qemu: QEMUFacts) -> None:
+        self.config = settings
+        self.launcher = launcher
+        self.runner = launcher.runner
+        self.qemu = qemu
+        self.vms = VMs(settings, launcher, self.runner)
+        self.peers = Peers(settings)
+        self.incoming = Incoming(self.vms, self.facts)
+        self.moves = Moves(self.vms, self.peers, self.facts)
+
+    async def facts(self) -> HostFacts:
+        """This host at this moment."""
+        memory = inventory.memory()
+        switches = await self.launcher.switches.facts()
+        pools = await self.launcher.pools.facts()
+        free = memory.available - self.config.migration.reserve_memory
+        problems = [
+            f"the record of {what} {item.key} is damaged: {item.path} ({item.reason})"
+            for what, damaged in (
+                ("VM", self.vms.damaged),
+                ("switch", self.launcher.switches.damaged),
+                ("pool", self.launcher.pools.damaged),
+            )
+            for item in damaged
+        ]
+        problems += [error.message for error in self.runner.journal.damaged]
+        return HostFacts(
+            name=self.config.name,
+            sterna=__version__,
+            api=API_VERSION,
+            time=clock.now(),
+            cpus=inventory.cpus(),
+            memory_total=memory.total,
+            memory_free=max(0, free - self.incoming.promised_memory),
+            qemu=self.qemu,
+            switches=tuple(switches),
+            pools=tuple(pools),
+            migration_address=self.config.migration_address,
+            vms=sum(vm.is_here for vm in self.vms.all()),
+            problems=tuple(problems),
+        )
+
+    async def start(self) -> None:
+        """Bring switches and VMs back to what their records say; then the API may answer."""
+        recovery = Recovery(self.vms, self.peers, self.incoming)
+        await recovery.run()
+
+    def services(self) -> Services:
+        """What the API serves."""
+        return Services(
+            name=self.config.name,
+            facts=self.facts,
+            hosts=self.hosts,
+            peer_facts=self.peer_facts,
+            vms=self.vms,
+            switches=self.launcher.switches,
+            pools=self.launcher.pools,
+            operations=self.runner,
+            moves=self.moves,
+            incoming=self.incoming,
+        )
+
+    async def hosts(self) -> list[dict[str, Any]]:
+        """This host and its peers, each asked now, all at once."""
+        here = {
+            "name": self.config.name,
+            "url": f"unix://{self.config.socket}",
+            "state": "this",
+            "reason": "",
+            "version": __version__,
+            "vms": sum(vm.is_here for vm in self.vms.all()),
+        }
+        peers = await asyncio.gather(*(self._peer_row(name) for name in self.peers.names))
+        return [here, *peers]
+
+    async def _peer_row(self, name: str) -> dict[str, Any]:
+        row = {"name": name, "url": self.config.peers[name].url, "version": "", "vms": None}
+        try:
+            async with asyncio.timeout(PEER_S):
+                facts = await self.peers.get(name).facts()
+        except TimeoutError:
+            return row | {"state": "down", "reason": f"no answer within {PEER_S:g} s"}
+        except SternaError as error:
+            return row | {"state": "down", "reason": error.message}
+        return row | {"state": "up", "reason": "", "version": facts.sterna, "vms": facts.vms}
+
+    async def peer_facts(self, name: str) -> HostFacts:
+        """Facts of this host or of a peer."""
+        return await (self.facts() if name == self.config.name else self.peers.get(name).facts())
+
+
+async def assemble(settings: Config) -> Daemon:
+    """Look at the machine, then put the parts together. Raises what makes the host unusable."""
+    cache = settings.state_dir / "cache"
+    offers = await capabilities.probe(settings.qemu.binary, settings.qemu.arguments, cache)
+    accel, reason = await capabilities.choose_accel(settings.qemu, cache, logger.info)
+    network = Network(host=settings.name)
+    switches = Switches(settings.state_dir / "switches", network, host=settings.name)
+    pools = Pools(settings.state_dir / "pools", host=settings.name)
+    switches.load()
+    pools.load()
+    await switches.ensure()
+    launcher = Launcher(
+        config=settings,
+        host=settings.name,
+        capabilities=offers,
+        accel=accel,
+        network=network,
+        switches=switches,
+        pools=pools,
+        runner=Runner(Journal(settings.state_dir / "journal.db"), settings.name),
+    )
+    qemu = QEMUFacts(
+        binary=offers.binary,
+        version=offers.version,
+        accel=accel,
+        accel_reason=reason,
+        machines=offers.machines,
+    )
+    return Daemon(settings, launcher, qemu)
+
+
+async def run(settings: Config) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    daemon = await assemble(settings)
+    await daemon.start()
+    try:
+        async with serve(build(daemon.services()), settings):
+            logger.info("sternad %s of host %s is ready", __version__, settings.name)
+            await stop.wait()
+            logger.info("stopping; guests run on")
+            await daemon.runner.close()
+    finally:
+        await daemon.peers.close()
+        await daemon.runner.journal.close()
+
+
+@contextlib.contextmanager
+def only_one(settings: Config) -> Iterator[None]:
+    """Two daemons must never manage the same VMs. Raises BadConfig if one runs already."""
+    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    lock = settings.state_dir / "lock"
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        raise BadConfig(
+            path=lock, reason="another sternad already runs with this state folder"
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="sternad", description="The daemon of a Sterna host: owns its VMs, serves the API."
+    )
+    parser.add_argument("--config", type=Path, default=config.DEFAULT_PATH, help="%(default)s")
+    parser.add_argument(
+        "--make-identity", action="store_true", help="make this host's key and certificate, and end"
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. Errors are two lines on standard error and the exit code of their family."""
+    arguments = _arguments(argv)
+    try:
+        settings = config.load(arguments.config)
+        log.setup(settings.log_level)
+        identity.ensure(
+            settings.state_dir / "identity",
+            settings.name,
+            settings.listen.address if settings.listen else "",
+        )
+        if not arguments.make_identity:
+            with only_one(settings):
+                asyncio.run(run(settings))
+    except SternaError as error:
+        print(f"sternad: {error.message}", file=sys.stderr)  # noqa: T201
+        if error.advice:
+            print(f"fix: {error.advice}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""What two hosts say to each other about one move. Checked at the edge like any other input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sterna.model.vm import STRICT, OwnershipState, VMSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """Source to target: may this VM come? `operation` and `epoch` are the single-use token."""
+
+    __pydantic_config__ = STRICT
+
+    operation: str
+    epoch: int  # that the target will own
+    source: str  # name of the host that owns it now
+    spec: VMSpec  # of the running VM: the target builds the same machine
+    live: bool  # False: it is off, only its definition goes
+    paused: bool  # the user's wish, kept
+    accel: Literal["kvm", "tcg", ""]  # of the running VM; empty when off
+    nvram: str = ""  # base64 of the UEFI variables; a live move carries newer ones by itself
+    created: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReservationStatus:
+    """Target to source: where its side of the move stands."""
+
+    operation: str
+    state: OwnershipState  # reserved, owned or refused
+    reason: str = ""  # why it was refused
+    address: str = ""  # where its QEMU waits for the memory
+    port: int = 0
+    pause_ms: float = 0.0  # answer to take: from its arrival until the vCPUs ran
+    parts_ms: dict[str, float] | None = None  # the same in parts
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Take:
+    """Source to target: the VM is yours. Sent only after `yielding` is durable on the source."""
+
+    __pydantic_config__ = STRICT
+
+    epoch: int

@@ -1,0 +1,204 @@
+"""What would make a move fail, found before anything happens. Pure functions over facts.
+
+Each check looks at one thing and yields findings with the actual values and the fix. The target
+asks the same questions again when it reserves, because facts age.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from sterna.errors import MoveRefused
+from sterna.model.host import HostFacts
+from sterna.model.move import Check, MoveWishes, Severity
+from sterna.model.vm import RunState, VMSpec
+from sterna.units import format_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """May this VM go from here to there?"""
+
+    spec: VMSpec
+    state: RunState
+    accel: str  # of the running VM; empty when it is off
+    blocked: tuple[str, ...]  # QEMU's own migration blockers
+    source: HostFacts
+    target: HostFacts
+    wishes: MoveWishes
+
+
+def _blocker(identity: str, finding: str, fix: str) -> Check:
+    return Check(id=identity, severity=Severity.BLOCKER, finding=finding, fix=fix)
+
+
+def same_host(q: Question) -> Iterator[Check]:
+    if q.source.name == q.target.name:
+        yield _blocker(
+            "host.same",
+            f"{q.spec.name} is on {q.target.name} already",
+            "Name another host: sterna host list",
+        )
+
+
+def api(q: Question) -> Iterator[Check]:
+    if q.source.api != q.target.api:
+        yield _blocker(
+            "host.api",
+            f"{q.source.name} speaks API {q.source.api}, {q.target.name} speaks {q.target.api}",
+            "Bring both hosts to the same version of Sterna",
+        )
+
+
+def state(q: Question) -> Iterator[Check]:
+    if q.state not in (RunState.RUNNING, RunState.PAUSED, RunState.OFF):
+        yield _blocker(
+            "vm.state", f"{q.spec.name} is {q.state}", f"See: sterna vm show {q.spec.name}"
+        )
+    for reason in q.blocked:
+        yield _blocker(
+            "vm.qemu-blocks",
+            f"QEMU cannot move {q.spec.name} now: {reason}",
+            "Stop it, move it off",
+        )
+
+
+def machine(q: Question) -> Iterator[Check]:
+    if q.spec.machine not in q.target.qemu.machines:
+        yield _blocker(
+            "qemu.machine-type",
+            f"{q.spec.name} is a {q.spec.machine}; QEMU {q.target.qemu.version} of {q.target.name} "
+            f"does not offer that",
+            f"Install a newer QEMU on {q.target.name}",
+        )
+
+
+def acceleration(q: Question) -> Iterator[Check]:
+    if q.accel and q.accel != q.target.qemu.accel:
+        yield _blocker(
+            "qemu.accel",
+            f"{q.spec.name} runs under {q.accel}, {q.target.name} offers {q.target.qemu.accel} "
+            f"({q.target.qemu.accel_reason})",
+            f"Stop it and move it off, or make {q.accel} work on {q.target.name}",
+        )
+
+
+def memory(q: Question) -> Iterator[Check]:
+    if q.state is not RunState.OFF and q.spec.memory > q.target.memory_free:
+        yield _blocker(
+            "host.memory",
+            f"{q.spec.name} needs {format_size(q.spec.memory)}, {q.target.name} has "
+            f"{format_size(q.target.memory_free)} to give",
+            f"Stop or move a VM of {q.target.name} first",
+        )
+
+
+def switches(q: Question) -> Iterator[Check]:
+    have = {facts.switch.name: facts for facts in q.target.switches}
+    for nic in q.spec.nics:
+        facts = have.get(nic.switch)
+        if facts is None:
+            yield _blocker(
+                "network.switch-missing",
+                f"{nic.name} is on switch {nic.switch}, which {q.target.name} lacks",
+                f"Make it there: sterna switch create {nic.switch}",
+            )
+        elif facts.problem:
+            yield _blocker(
+                "network.switch-broken",
+                f"switch {nic.switch} of {q.target.name}: {facts.problem}",
+                f"Mend it, then see: sterna --host {q.target.name} switch list",
+            )
+        elif nic.vlan is not None and not facts.vlans:
+            yield _blocker(
+                "network.vlan",
+                f"{nic.name} is on VLAN {nic.vlan}; switch {nic.switch} of {q.target.name} "
+                f"cannot tag",
+                "Boot a kernel with bridge VLAN filtering there",
+            )
+
+
+def storage(q: Question) -> Iterator[Check]:
+    here = {facts.pool.name: facts for facts in q.source.pools}
+    there = {facts.pool.name: facts for facts in q.target.pools}
+    for disk in q.spec.disks:
+        mine, other = here.get(disk.pool), there.get(disk.pool)
+        if other is None:
+            yield _blocker(
+                "storage.pool-missing",
+                f"disk {disk.name} is in pool {disk.pool}, which {q.target.name} lacks",
+                f"Declare it there: sterna pool create {disk.pool} --path DIR --shared",
+            )
+        elif other.problem:
+            yield _blocker(
+                "storage.pool-broken",
+                f"pool {disk.pool} of {q.target.name}: {other.problem}",
+                "Mend it, then see: sterna pool list",
+            )
+        elif mine is None or not (mine.pool.shared and other.pool.shared):
+            yield _blocker(
+                "storage.not-shared",
+                f"disk {disk.name} is in pool {disk.pool}, which is not shared by both hosts",
+                "Put the disk on a pool that both hosts declare as shared",
+            )
+        elif mine.pool.identity != other.pool.identity:
+            yield _blocker(
+                "storage.not-the-same",
+                f"pool {disk.pool} is not the same storage on {q.source.name} "
+                f"({mine.pool.identity}) and {q.target.name} ({other.pool.identity})",
+                "Mount the same storage on both hosts",
+            )
+
+
+def network(q: Question) -> Iterator[Check]:
+    if not q.target.migration_address:
+        yield _blocker(
+            "host.no-migration-address",
+            f"{q.target.name} has no address where it receives moves",
+            f"Set [listen] address or [migration] address in sternad.toml of {q.target.name}",
+        )
+
+
+CHECKS: tuple[Callable[[Question], Iterator[Check]], ...] = (
+    same_host,
+    api,
+    state,
+    machine,
+    acceleration,
+    memory,
+    switches,
+    storage,
+    network,
+)
+
+
+def run(question: Question) -> list[Check]:
+    """All findings, blockers first."""
+    found = [finding for check in CHECKS for finding in check(question)]
+    return sorted(found, key=lambda finding: finding.severity is not Severity.BLOCKER)
+
+
+def require(question: Question) -> list[Check]:
+    """The findings that do not stand in the way. Raises MoveRefused if one does."""
+    found = run(question)
+    blockers = [finding for finding in found if finding.severity is Severity.BLOCKER]
+    if blockers:
+        first = blockers[0]
+        more = f" (and {len(blockers) - 1} more)" if len(blockers) > 1 else ""
+        raise MoveRefused(
+            vm=question.spec.name,
+            target=question.target.name,
+            summary=first.finding + more,
+            fix=first.fix,
+            findings=[
+                {
+                    "id": item.id,
+                    "severity": str(item.severity),
+                    "finding": item.finding,
+                    "fix": item.fix,
+                }
+                for item in found
+            ],
+        )
+    return found

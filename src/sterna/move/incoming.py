@@ -1,0 +1,404 @@
+"""A move as its target lives it: reserve, wait, then take the VM or refuse it, durably.
+
+A refusal is written before it is told, so that a `take` which arrives late cannot succeed. A
+reservation whose source is silent for `LEASE_S` is refused: that is always safe, because until
+`take` is answered the source owns the VM or asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sterna import clock
+from sterna.errors import (
+    Failed,
+    QMPError,
+    ReservationNotFound,
+    SternaError,
+    TargetLost,
+    VMExists,
+    VMNotOwned,
+    VMWrongState,
+)
+from sterna.model.host import HostFacts
+from sterna.model.reservation import Reservation, ReservationStatus
+from sterna.model.vm import Ownership, OwnershipState, VMRecord
+from sterna.move import capabilities
+from sterna.move.memory import UNLIMITED
+from sterna.operations.runner import Job
+from sterna.vms.machine import VM
+from sterna.vms.service import VMs
+
+log = logging.getLogger(__name__)
+
+LEASE_S = 30.0  # the source asks twice a second
+LOADED_S = 5.0  # the source says completed when QEMU here is just about to
+REMEMBERED = 256  # decided reservations, for questions that come late
+CONT_TRIES = 20  # an image lock that the source's QEMU lets go of late
+CONT_RETRY_S = 0.05
+
+
+@dataclass(slots=True)
+class Arrival:
+    """One reservation while it is undecided, and its answer afterwards."""
+
+    reservation: Reservation
+    vm: VM
+    status: ReservationStatus
+    heard: float = field(default_factory=clock.monotonic)
+    decided: asyncio.Event = field(default_factory=asyncio.Event)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # take and refuse, one at a time
+
+
+class Incoming:
+    """All moves towards this host."""
+
+    def __init__(self, vms: VMs, gather: Callable[[], Awaitable[HostFacts]]) -> None:
+        self._vms = vms
+        self._gather = gather
+        self._admission = asyncio.Lock()
+        self._arrivals: dict[str, Arrival] = {}
+        self._refused: deque[str] = deque(maxlen=REMEMBERED)  # before they were even asked for
+
+    @property
+    def host(self) -> str:
+        return self._vms.config.name
+
+    @property
+    def promised_memory(self) -> int:
+        """Bytes promised to VMs that have not arrived yet."""
+        return sum(
+            arrival.reservation.spec.memory
+            for arrival in self._arrivals.values()
+            if not arrival.decided.is_set() and arrival.reservation.live
+        )
+
+    # ---- reserve ---------------------------------------------------------------------------
+
+    async def reserve(self, reservation: Reservation) -> ReservationStatus:
+        """Make ready for the VM, or refuse with nothing left here."""
+        if reservation.operation in self._refused:
+            raise TargetLost(target=self.host, reason="its source has taken the wish back")
+        async with self._admission:  # two arrivals must not be promised the same memory
+            arrival = await self._admit(reservation)
+        vm = arrival.vm
+        async with arrival.lock:
+            try:
+                await vm.write()  # durable before there is a QEMU to find
+                self._vms.launcher.check_files(vm.record.spec)
+                self._write_nvram(reservation)
+                if reservation.live:
+                    await self._listen(arrival)
+            except BaseException as error:
+                await self._refuse(arrival, str(error))
+                raise
+        self._vms.runner.start(
+            "receive",
+            vm=vm.name,
+            vm_id=vm.id,
+            work=lambda job: self._wait(job, arrival),
+            peer=reservation.source,
+            id=reservation.operation,
+            cancellable=False,
+        )
+        return arrival.status
+
+    async def _admit(self, reservation: Reservation) -> Arrival:
+        """Take name and memory for the VM. Raises what stands in the way."""
+        facts = await self._gather()
+        await asyncio.to_thread(self._require_resources, reservation, facts)
+        self._require_free(reservation)
+        self._forget_old()
+        vm = self._vms.handle(self._record(reservation))
+        arrival = Arrival(
+            reservation,
+            vm,
+            ReservationStatus(operation=reservation.operation, state=OwnershipState.RESERVED),
+        )
+        self._vms.adopt(vm)
+        self._arrivals[reservation.operation] = arrival
+        vm.doing, vm.operation = f"moving in from {reservation.source}", reservation.operation
+        return arrival
+
+    def _forget_old(self) -> None:
+        decided = [key for key, arrival in self._arrivals.items() if arrival.decided.is_set()]
+        for key in decided[:-REMEMBERED]:
+            del self._arrivals[key]
+
+    def _require_free(self, reservation: Reservation) -> None:
+        """Raises if the VM, its name or a newer life of it is here."""
+        spec = reservation.spec
+        known = self._vms.by_id(spec.id)
+        if known is not None and known.is_here:
+            raise VMExists(vm=f"{spec.name} ({spec.id})", host=self.host)
+        if known is not None and reservation.epoch <= known.record.owned_epoch:
+            raise VMNotOwned(
+                vm=spec.name,
+                host=reservation.source,
+                reason=f"{self.host} has owned it since, in epoch {known.record.owned_epoch}",
+                fix="This is an old copy; look where the VM is before you delete it",
+            )
+        if self._vms.find(spec.name) is not None:
+            raise VMExists(vm=spec.name, host=self.host)
+
+    def _require_resources(self, reservation: Reservation, facts: HostFacts) -> None:
+        """Raises what this host lacks; facts may have changed since the source looked."""
+        spec = reservation.spec
+        if reservation.live and spec.memory > facts.memory_free:
+            raise VMWrongState(
+                action="receive",
+                vm=spec.name,
+                state=f"larger than the memory that {self.host} has to give",
+                fix="Stop or move another VM first",
+            )
+        for nic in spec.nics:
+            self._vms.launcher.switches.require(nic.switch, nic.vlan)
+        for disk in spec.disks:
+            self._vms.launcher.pools.require(disk.pool)
+
+    def _record(self, reservation: Reservation) -> VMRecord:
+        known = self._vms.by_id(reservation.spec.id)
+        return VMRecord(
+            spec=reservation.spec,
+            ownership=Ownership(
+                state=OwnershipState.RESERVED,
+                epoch=reservation.epoch,
+                operation=reservation.operation,
+                peer=reservation.source,
+            ),
+            paused=reservation.paused,
+            created=reservation.created,
+            notes=reservation.notes,
+            owned_epoch=known.record.owned_epoch if known else 0,
+        )
+
+    def _write_nvram(self, reservation: Reservation) -> None:
+        if reservation.nvram:
+            path = self._vms.launcher.nvram(reservation.spec.id)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(base64.b64decode(reservation.nvram))
+
+    async def _listen(self, arrival: Arrival) -> None:
+        """Start QEMU and let it wait for the memory on a port that it chooses itself."""
+        launcher, vm = self._vms.launcher, arrival.vm
+        await launcher.launch(vm, incoming=True)
+        await vm.qmp.migrate_set_capabilities(
+            dict(
+                capabilities.settings(
+                    capabilities.TARGET, launcher.capabilities.migration_capabilities, self.host
+                )
+            )
+        )
+        await vm.qmp.migrate_set_parameters(**{"max-bandwidth": UNLIMITED})
+        address = self._vms.config.migration_address
+        host = f"[{address}]" if ":" in address else address
+        await vm.qmp.migrate_incoming(f"tcp:{host}:0")
+        info = await vm.qmp.query_migrate()
+        if not info.socket_port:
+            raise Failed(detail=f"QEMU on {self.host} did not say on which port it listens")
+        arrival.status = replace(arrival.status, address=address, port=info.socket_port)
+
+    # ---- wait ------------------------------------------------------------------------------
+
+    async def _wait(self, job: Job, arrival: Arrival) -> dict[str, Any]:
+        """The target's own operation: ends with the decision, or refuses by itself."""
+        vm, source = arrival.vm, arrival.reservation.source
+        job.phase = "reserved"
+        async with job.step("reserve") as step:
+            step.say(f"everything is ready for {vm.name} from {source}")
+        async with job.step("receive") as step:
+            while not arrival.decided.is_set():
+                await self._wait_a_while(arrival)
+            if arrival.status.state is not OwnershipState.OWNED:
+                raise TargetLost(target=self.host, reason=arrival.status.reason)
+            step.say(f"{vm.name} belongs to {self.host} now")
+        for warning in arrival.status.warnings:
+            job.warn(warning)
+        return {
+            "from": source,
+            "to": self.host,
+            "live": arrival.reservation.live,
+            "pause_parts_ms": arrival.status.parts_ms or {},
+            "text": f"{vm.name} came from {source}",
+        }
+
+    async def _wait_a_while(self, arrival: Arrival) -> None:
+        """Until decided, or a reason to refuse."""
+        vm = arrival.vm
+        waits = [asyncio.ensure_future(arrival.decided.wait())]
+        if arrival.reservation.live:
+            waits.append(asyncio.ensure_future(vm.ended.wait()))
+        try:
+            await asyncio.wait(waits, timeout=LEASE_S / 6, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if arrival.decided.is_set():
+            return
+        if arrival.reservation.live and vm.ended.is_set():
+            await self.refuse(arrival.reservation.operation, f"its QEMU said: {vm.last_words()}")
+        elif clock.monotonic() - arrival.heard > LEASE_S:
+            source = arrival.reservation.source
+            await self.refuse(
+                arrival.reservation.operation, f"{source} was silent for {LEASE_S:g} s"
+            )
+
+    # ---- decide ----------------------------------------------------------------------------
+
+    def status(self, operation: str) -> ReservationStatus:
+        """Where a reservation stands; asking renews it."""
+        arrival = self._arrivals.get(operation)
+        if arrival is None:
+            raise ReservationNotFound(host=self.host, operation=operation)
+        arrival.heard = clock.monotonic()
+        return arrival.status
+
+    async def take(self, operation: str, epoch: int) -> ReservationStatus:
+        """Own the VM and let it run. The same answer however often it is asked."""
+        arrived = clock.monotonic()
+        arrival = self._arrivals.get(operation)
+        if arrival is None:
+            return self._answer_from_records(operation, epoch)
+        async with arrival.lock:
+            if arrival.decided.is_set():
+                return arrival.status
+            if epoch != arrival.reservation.epoch:
+                return await self._refuse(
+                    arrival, f"it was reserved for another epoch than {epoch}"
+                )
+            if (trouble := await self._not_loaded(arrival)) is not None:
+                return await self._refuse(arrival, trouble)
+            return await self._take(arrival, arrived)
+
+    async def _not_loaded(self, arrival: Arrival) -> str | None:
+        """Why the VM cannot run here; None if QEMU has loaded all of it."""
+        vm = arrival.vm
+        if not arrival.reservation.live:
+            return None
+        try:
+            async with asyncio.timeout(LOADED_S):
+                while (status := (await vm.qmp.query_migrate()).status) != "completed":
+                    if status in ("failed", "cancelled"):
+                        return f"its QEMU says the move has {status}: {vm.last_words()}"
+                    await asyncio.sleep(0.002)
+        except TimeoutError:
+            return f"its QEMU had not loaded the VM {LOADED_S:g} s after the source was through"
+        except SternaError as error:
+            return error.message
+        return None
+
+    async def _take(self, arrival: Arrival, arrived: float) -> ReservationStatus:
+        vm, reservation = arrival.vm, arrival.reservation
+        owned = replace(vm.record.ownership, state=OwnershipState.OWNED)
+        owned_before = vm.record.owned_epoch
+        await vm.write(ownership=owned, owned_epoch=reservation.epoch)
+        written = clock.monotonic()
+        warnings: tuple[str, ...] = ()
+        if reservation.live and not reservation.paused:
+            try:
+                await self._continue(vm)
+            except QMPError as error:  # it has not run here: giving it back is still right
+                await vm.write(owned_epoch=owned_before)
+                return await self._refuse(arrival, error.message)
+            except SternaError as error:
+                warnings = (f"{vm.name} is here, but did not run at once: {error.message}",)
+        ran = clock.monotonic()
+        if reservation.live and vm.record.spec.nics:
+            with contextlib.suppress(SternaError):
+                await vm.qmp.announce_self()
+        announced = clock.monotonic()
+        return self._decide(
+            arrival,
+            replace(
+                arrival.status,
+                state=OwnershipState.OWNED,
+                pause_ms=(ran - arrived) * 1000,
+                parts_ms={
+                    "target_write": (written - arrived) * 1000,
+                    "continue": (ran - written) * 1000,
+                    "announce": (announced - ran) * 1000,
+                },
+                warnings=warnings,
+            ),
+        )
+
+    async def _continue(self, vm: VM) -> None:
+        for attempt in range(CONT_TRIES):
+            try:
+                return await vm.resume_as_recorded()
+            except QMPError:
+                if attempt == CONT_TRIES - 1:
+                    raise
+                await asyncio.sleep(CONT_RETRY_S)
+        return None
+
+    async def refuse(self, operation: str, reason: str) -> ReservationStatus:
+        """Give a reservation up, unless the VM was taken: then the answer says so."""
+        arrival = self._arrivals.get(operation)
+        if arrival is None:
+            raise ReservationNotFound(host=self.host, operation=operation)
+        async with arrival.lock:
+            if arrival.decided.is_set():
+                return arrival.status
+            return await self._refuse(arrival, reason)
+
+    async def refuse_asked(
+        self, operation: str, vm_id: str, epoch: int, reason: str
+    ) -> ReservationStatus:
+        """The source's wish to end it; a reservation that arrives after it is refused too."""
+        if operation in self._arrivals:
+            return await self.refuse(operation, reason)
+        self._refused.append(operation)
+        return self._from_record(self._vms.by_id(vm_id), operation, epoch)
+
+    async def _refuse(self, arrival: Arrival, reason: str) -> ReservationStatus:
+        """Write the refusal down, then remove what was made for the VM."""
+        vm = arrival.vm
+        refused = replace(vm.record.ownership, state=OwnershipState.REFUSED)
+        try:
+            await vm.refuse_reservation()
+        except SternaError as error:  # a reservation found after a restart is refused as well
+            log.error("refusal of %s not written: %s", vm.name, error)  # noqa: TRY400
+            vm.record = replace(vm.record, ownership=refused)
+        status = self._decide(
+            arrival, replace(arrival.status, state=OwnershipState.REFUSED, reason=reason)
+        )
+        await self.clear(vm)
+        return status
+
+    async def clear(self, vm: VM) -> None:
+        """Remove what was made for a VM that was refused."""
+        await vm.quit()
+        self._vms.launcher.remove_files(vm.record.spec)
+        if vm.record.owned_epoch == 0:  # it was never here: nothing to remember
+            await vm.delete()
+            self._vms.forget(vm)
+
+    def _decide(self, arrival: Arrival, status: ReservationStatus) -> ReservationStatus:
+        arrival.status = status
+        arrival.vm.doing, arrival.vm.operation = "", ""
+        arrival.decided.set()
+        return status
+
+    def _answer_from_records(self, operation: str, epoch: int) -> ReservationStatus:
+        """After a restart: whoever owned that epoch here owned it by that operation."""
+        for vm in self._vms.all():
+            if vm.record.ownership.operation == operation:
+                return self._from_record(vm, operation, epoch)
+        return self._from_record(None, operation, epoch)
+
+    def _from_record(self, vm: VM | None, operation: str, epoch: int) -> ReservationStatus:
+        if vm is not None and vm.record.owned_epoch >= epoch:
+            return ReservationStatus(operation=operation, state=OwnershipState.OWNED)
+        return ReservationStatus(
+            operation=operation,
+            state=OwnershipState.REFUSED,
+            reason=f"{self.host} holds no such reservation any more",
+        )

@@ -1,0 +1,124 @@
+"""The other host of a move, over HTTPS: its certificate pinned, one warm connection kept.
+
+Every failure is told apart by what it means for a handover: `HostUnreachable.delivered` is False
+only when the request has certainly not reached the peer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+
+from sterna.config import Config
+from sterna.errors import HostUnknown, HostUnreachable, from_problem
+from sterna.model import edge
+from sterna.model.host import HostFacts
+from sterna.model.reservation import Reservation, ReservationStatus, Take
+from sterna.security import identity
+
+ANSWER_S = 5.0  # a daemon that is well answers in milliseconds
+RESERVE_S = 60.0  # it starts a QEMU, on a busy host
+
+# Raised before a single byte of the request was sent.
+_NOT_DELIVERED = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+
+
+class Peer:
+    """Client of one other host's daemon."""
+
+    def __init__(self, name: str, url: str, http: httpx2.AsyncClient) -> None:
+        self.name = name
+        self.url = url
+        self._http = http
+
+    async def facts(self) -> HostFacts:
+        """What that host has."""
+        return edge.parse(HostFacts, await self._ask("GET", "/v1/host"), f"facts of {self.name}")
+
+    async def reserve(self, reservation: Reservation) -> ReservationStatus:
+        """Ask it to make ready for the VM."""
+        body = edge.dump(reservation)
+        answer = await self._ask("POST", "/v1/peer/reservations", body, RESERVE_S)
+        return self._status(answer)
+
+    async def status(self, operation: str) -> ReservationStatus:
+        """Where it stands; also says that the source is alive and still wants it."""
+        return self._status(await self._ask("GET", f"/v1/peer/reservations/{operation}"))
+
+    async def take(self, operation: str, epoch: int) -> ReservationStatus:
+        """Tell it to own and run the VM. May be repeated: the answer stays the same."""
+        path = f"/v1/peer/reservations/{operation}:take"
+        return self._status(await self._ask("POST", path, edge.dump(Take(epoch=epoch))))
+
+    async def refuse(self, operation: str, vm_id: str, epoch: int) -> ReservationStatus:
+        """Tell it to give the reservation up, unless it has taken the VM: then it says so."""
+        path = f"/v1/peer/reservations/{operation}:refuse"
+        body = {"vm_id": vm_id, "epoch": epoch}
+        return self._status(await self._ask("POST", path, body))
+
+    def _status(self, body: Any) -> ReservationStatus:
+        return edge.parse(ReservationStatus, body, f"answer of {self.name}")
+
+    async def _ask(
+        self, method: str, path: str, body: Any = None, timeout_s: float = ANSWER_S
+    ) -> Any:
+        try:
+            response = await self._http.request(method, path, json=body, timeout=timeout_s)
+        except (httpx2.HTTPError, OSError) as error:
+            unreachable = HostUnreachable(
+                peer=self.name, url=self.url, reason=str(error) or type(error).__name__
+            )
+            unreachable.delivered = not isinstance(error, _NOT_DELIVERED)
+            raise unreachable from error
+        if response.is_error:
+            raise from_problem(_problem(response))
+        return response.json()
+
+
+def _problem(response: httpx2.Response) -> dict[str, Any]:
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if isinstance(body, dict) and "title" in body:
+        return body
+    return {"title": f"HTTP status {response.status_code} without a reason", "code": "internal"}
+
+
+class Peers:
+    """The hosts that the configuration names."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._open: dict[str, Peer] = {}
+        self._clients: list[httpx2.AsyncClient] = []
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self._config.peers)
+
+    def get(self, name: str) -> Peer:
+        """The peer of that name. Raises HostUnknown, BadConfig."""
+        if name not in self._open:
+            entry = self._config.peers.get(name)
+            if entry is None:
+                raise HostUnknown(
+                    host=self._config.name, peer=name, known=", ".join(self.names) or "none"
+                )
+            token = identity.read_token(self._config.token_file)
+            client = httpx2.AsyncClient(
+                base_url=entry.url,
+                verify=identity.peer_context(entry.certificate),
+                headers={"Authorization": f"Bearer {token}"},
+                trust_env=False,
+                limits=httpx2.Limits(max_connections=8, keepalive_expiry=60),
+            )
+            self._clients.append(client)
+            self._open[name] = Peer(name, entry.url, client)
+        return self._open[name]
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for client in self._clients:
+            await client.aclose()

@@ -1,0 +1,285 @@
+"""After a restart: every VM is brought back to what its record says, every unfinished move ended.
+
+The record rules, not the journal: the journal only tells the story. Called once, before the API
+answers. What each record means when the daemon finds it:
+
+    owned, QEMU alive          manage it again; if a move away had begun, take it back
+    owned, QEMU gone           it is off; if it was to run, say so in its notes
+    yielding                   in doubt: ask the target until it answers
+    released, QEMU alive       the target has it: end the QEMU here
+    reserved                   refuse, durably, and remove its QEMU
+    refused                    remove what is left of it
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import Any
+
+from sterna import clock
+from sterna.errors import (
+    Failed,
+    HandoverFailed,
+    MoveFailed,
+    SternaError,
+    VMWrongState,
+)
+from sterna.model.operation import Operation
+from sterna.model.vm import OwnershipState
+from sterna.move import engine, handover, memory
+from sterna.move.incoming import Incoming
+from sterna.move.peer import Peers
+from sterna.operations.runner import Job
+from sterna.qemu.argv import RunPaths
+from sterna.qemu.process import Process
+from sterna.qemu.session import Session
+from sterna.vms.machine import VM
+from sterna.vms.service import VMs
+
+log = logging.getLogger(__name__)
+
+
+class Recovery:
+    """Settles what a former life of this daemon left open."""
+
+    def __init__(self, vms: VMs, peers: Peers, incoming: Incoming) -> None:
+        self._vms = vms
+        self._peers = peers
+        self._incoming = incoming
+        self._open: dict[str, Operation] = {}
+
+    async def run(self) -> None:
+        """Returns when all VMs are managed; doubts are asked about in the background."""
+        self._open = {operation.id: operation for operation in await self._vms.runner.unfinished()}
+        for vm in self._vms.load():
+            try:
+                await self._recover(vm)
+            except SternaError as error:  # one VM's trouble is not another's
+                log.error("VM %s: %s", vm.name, error.message)  # noqa: TRY400 - it says it all
+                await self._note(vm, f"after a restart: {error.message}")
+        await self._end_orphans()
+        for operation in self._open.values():
+            self._settle_rest(operation)
+
+    async def _recover(self, vm: VM) -> None:
+        await self._adopt(vm)
+        match vm.record.ownership.state:
+            case OwnershipState.OWNED:
+                await self._owned(vm)
+            case OwnershipState.YIELDING:
+                self._resolve(vm)
+            case OwnershipState.RELEASED:
+                await self._released(vm)
+            case OwnershipState.RESERVED | OwnershipState.REFUSED:
+                await self._refused(vm)
+
+    async def _adopt(self, vm: VM) -> None:
+        """Find the VM's QEMU again, if it lives."""
+        identity = vm.record.process
+        if identity is None:
+            return
+        process = Process.adopt(identity)
+        if process is None:
+            await vm.write(process=None)
+            return
+        try:
+            await vm.attach(process, self._vms.runner)
+        except SternaError as error:
+            if process.is_alive:
+                raise Failed(
+                    detail=f"its QEMU (pid {identity.pid}) runs but does not answer: {error.message}"
+                ) from error
+            await vm.write(process=None)
+
+    # ---- one state each --------------------------------------------------------------------
+
+    async def _owned(self, vm: VM) -> None:
+        moving = vm.record.moving
+        operation = moving or vm.record.ownership.operation
+        if vm.monitor is not None:
+            if moving:
+                await memory.abort(vm.monitor)
+            await vm.resume_as_recorded()
+        if moving:
+            await vm.write(moving="")
+            self._vms.runner.background(
+                self._free_target(vm, moving), f"free the target of {moving}"
+            )
+            self._settle(
+                moving,
+                MoveFailed(
+                    vm=vm.name,
+                    target=self._peer_of(moving),
+                    phase=self._phase_of(moving),
+                    reason=f"sternad on {self._vms.config.name} ended in mid-move",
+                    fix="It may be tried again at any time",
+                ),
+            )
+        elif operation in self._open:
+            await self._taken_before_restart(vm, operation)
+
+    async def _taken_before_restart(self, vm: VM, operation: str) -> None:
+        """This host took the VM, and died before it could say so in its journal."""
+        found = self._open[operation]
+        if found.kind == "receive":
+
+            async def work(job: Job) -> dict[str, Any]:
+                if vm.monitor is not None and vm.record.spec.nics:
+                    with contextlib.suppress(SternaError):
+                        await vm.monitor.announce_self()
+                job.log(f"sternad restarted; {vm.name} had been taken over and runs here")
+                return {"from": found.peer, "to": self._vms.config.name}
+
+            self._resume(operation, work)
+        else:  # a handover that its target refused, just before the end
+            self._settle(
+                operation,
+                MoveFailed(
+                    vm=vm.name,
+                    target=found.peer,
+                    phase=found.phase,
+                    reason=f"{found.peer} did not take it, and sternad ended meanwhile",
+                    fix="It may be tried again at any time",
+                ),
+            )
+
+    def _resolve(self, vm: VM) -> None:
+        """In doubt: the operation goes on until the target has answered."""
+        operation, target = vm.record.ownership.operation, vm.record.ownership.peer
+        peer = self._peers.get(target)
+        vm.doing, vm.operation = f"in doubt: {target} may own it", operation
+
+        async def work(job: Job) -> dict[str, Any]:
+            job.log(f"sternad restarted; asking {target} whether it has taken {vm.name}")
+            try:
+                with job.uncancellable():
+                    await handover.resolve(vm, peer, job)
+                    await engine.tidy(vm, self._vms)
+            except HandoverFailed as error:
+                await vm.resume_as_recorded()
+                await vm.write(moving="")
+                raise MoveFailed(
+                    vm=vm.name,
+                    target=target,
+                    phase="handover",
+                    reason=error.message,
+                    fix="It may be tried again at any time",
+                ) from error
+            finally:
+                vm.doing, vm.operation = "", ""
+            return {
+                "from": self._vms.config.name,
+                "to": target,
+                "text": f"{target} had taken {vm.name} when sternad restarted",
+            }
+
+        if operation in self._open:
+            self._resume(operation, work)
+        else:
+            self._vms.runner.start(
+                "move", vm=vm.name, vm_id=vm.id, work=work, peer=target, id=operation
+            )
+
+    async def _released(self, vm: VM) -> None:
+        target, operation = vm.record.ownership.peer, vm.record.ownership.operation
+        if vm.process is not None:
+            await vm.quit()
+            self._vms.launcher.remove_files(vm.record.spec)
+        if operation in self._open:
+
+            async def work(job: Job) -> dict[str, Any]:
+                job.log(f"sternad restarted; {target} had taken {vm.name}")
+                return {"from": self._vms.config.name, "to": target}
+
+            self._resume(operation, work)
+
+    async def _refused(self, vm: VM) -> None:
+        ownership = vm.record.ownership
+        if ownership.state is OwnershipState.RESERVED:
+            await vm.refuse_reservation()
+            self._settle(
+                ownership.operation,
+                Failed(
+                    detail=f"sternad ended while {vm.name} was on its way here; it stays on "
+                    f"{ownership.peer}"
+                ),
+            )
+        await self._incoming.clear(vm)
+
+    # ---- the rest --------------------------------------------------------------------------
+
+    async def _free_target(self, vm: VM, operation: str) -> None:
+        """Tell the target at once; if it cannot be told, its lease ends by itself."""
+        target = self._peer_of(operation)
+        with contextlib.suppress(SternaError):
+            await self._peers.get(target).refuse(operation, vm.id, vm.record.ownership.epoch + 1)
+
+    def _peer_of(self, operation: str) -> str:
+        found = self._open.get(operation)
+        return found.peer if found else "its target"
+
+    def _phase_of(self, operation: str) -> str:
+        found = self._open.get(operation)
+        return found.phase if found else "unknown"
+
+    async def _end_orphans(self) -> None:
+        """A QEMU whose record was never written: it never ran a vCPU, so it may go.
+
+        The record is durable before vCPUs may run; a QEMU in the run folder that no record names
+        is one whose daemon died between starting it and writing it down.
+        """
+        folder = self._vms.config.run_dir / "vms"
+        known = {vm.id for vm in self._vms.all() if vm.process is not None}
+        damaged = {item.key for item in self._vms.damaged}
+        for directory in sorted(folder.glob("*")) if folder.is_dir() else []:
+            if directory.name in known | damaged:
+                continue
+            paths = RunPaths(directory)
+            if not paths.control.exists():
+                continue
+            with contextlib.suppress(SternaError, OSError):
+                session = await Session.connect(
+                    directory.name, paths.control, paths.oob, timeout_s=2.0
+                )
+                log.warning("ending a QEMU without a record in %s", directory)
+                with contextlib.suppress(SternaError):
+                    await session.execute("quit")
+                await session.close()
+
+    async def _note(self, vm: VM, text: str) -> None:
+        with contextlib.suppress(SternaError):
+            await vm.write(notes=(*vm.record.notes[-9:], f"{clock.now()} {text}"))
+
+    def _settle(self, operation: str, error: SternaError) -> None:
+        """End an operation of a former life with `error`."""
+
+        async def work(_job: Job) -> dict[str, Any]:
+            raise error
+
+        self._resume(operation, work)
+
+    def _resume(self, operation: str, work: Any) -> None:
+        if (found := self._open.pop(operation, None)) is not None:
+            self._vms.runner.resume(found, work)
+
+    def _settle_rest(self, operation: Operation) -> None:
+        """An operation whose VM tells nothing about it: it was undone, or never began."""
+
+        async def work(_job: Job) -> dict[str, Any]:
+            if operation.kind == "move":
+                raise MoveFailed(
+                    vm=operation.vm,
+                    target=operation.peer,
+                    phase=operation.phase,
+                    reason=f"sternad on {self._vms.config.name} was stopped in mid-move",
+                    fix="It may be tried again at any time",
+                )
+            raise VMWrongState(
+                action=operation.kind,
+                vm=operation.vm,
+                state="in the state it was in when sternad ended, which nobody watched since",
+                fix=f"Look at it: sterna vm show {operation.vm}",
+            )
+
+        self._vms.runner.resume(operation, work)

@@ -1,0 +1,118 @@
+"""Starting a VM's QEMU: with its vCPUs stopped, its taps plugged in, its record written.
+
+The same way for a VM that boots and for one that arrives: whoever launched it decides, by the
+ownership rule, when its vCPUs run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sterna.config import Config
+from sterna.errors import ImageMissing, QEMULost, SternaError, VMStartFailed
+from sterna.host.network import Network, tap_name
+from sterna.host.registry import Pools, Switches
+from sterna.model.vm import Firmware, VMSpec
+from sterna.operations.runner import Runner
+from sterna.qemu import argv, process
+from sterna.qemu.argv import FirmwareFiles
+from sterna.qemu.capabilities import Capabilities
+from sterna.vms.machine import VM
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launcher:
+    """What a host needs to start QEMUs."""
+
+    config: Config
+    host: str
+    capabilities: Capabilities
+    accel: Literal["kvm", "tcg"]
+    network: Network
+    switches: Switches
+    pools: Pools
+    runner: Runner
+
+    async def launch(self, vm: VM, *, incoming: bool = False) -> None:
+        """Start QEMU for `vm`, attach to it. On failure nothing of it is left running.
+
+        Raises VMStartFailed with QEMU's own words, or what is missing on this host.
+        """
+        spec = vm.record.spec
+        self.check_files(spec)
+        vm.prepare_run_dir()
+        taps: dict[str, int] = {}
+        try:
+            for index, nic in enumerate(spec.nics):
+                switch = self.switches.get(nic.switch)
+                taps[nic.name] = await self.network.open_tap(
+                    tap_name(spec.id, index), switch, nic.vlan
+                )
+            arguments = argv.build(
+                spec,
+                paths=vm.paths,
+                binary=self.capabilities.binary,
+                accel=self.accel,
+                tap_fds=taps,
+                disk_paths=self.disk_paths(spec),
+                incoming=incoming,
+                firmware=self.firmware(spec),
+                arguments=self.config.qemu.arguments,
+            )
+            await self._spawn(vm, arguments, list(taps.values()))
+        finally:
+            for fd in taps.values():
+                os.close(fd)  # QEMU holds its own copies
+
+    async def _spawn(self, vm: VM, arguments: list[str], fds: Sequence[int]) -> None:
+        started = await process.spawn(arguments, log=vm.paths.log, fds=fds)
+        try:
+            await vm.write(process=started.identity(self.accel))
+            await vm.attach(started, self.runner)
+        except BaseException as error:
+            started.kill()
+            await started.wait()
+            if vm.record.process is not None:
+                await vm.write(process=None)
+            if isinstance(error, (QEMULost, SternaError)):
+                raise VMStartFailed(vm=vm.name, reason=vm.last_words(), log=vm.paths.log) from error
+            raise
+
+    def disk_paths(self, spec: VMSpec) -> dict[str, Path]:
+        """Where each disk's volume is on this host."""
+        return {disk.name: self.pools.volume_path(disk.pool, disk.volume) for disk in spec.disks}
+
+    def firmware(self, spec: VMSpec) -> FirmwareFiles | None:
+        """UEFI's code and this VM's variables; None for BIOS."""
+        if spec.firmware is Firmware.BIOS:
+            return None
+        return FirmwareFiles.find(self.nvram(spec.id))
+
+    def nvram(self, vm_id: str) -> Path:
+        """The file of a VM's UEFI variables."""
+        return self.config.state_dir / "nvram" / f"{vm_id}.fd"
+
+    def check_files(self, spec: VMSpec) -> None:
+        """Raises ImageMissing, naming the first file that the VM needs and this host lacks."""
+        needed: list[tuple[str, Path]] = []
+        if spec.boot is not None:
+            needed.append(("kernel", Path(spec.boot.kernel)))
+            if spec.boot.initrd:
+                needed.append(("initrd", Path(spec.boot.initrd)))
+        needed += [(f"disk {name}", path) for name, path in self.disk_paths(spec).items()]
+        for what, path in needed:
+            if not path.is_file():
+                raise ImageMissing(what=what, path=path, host=self.host)
+
+    def remove_files(self, spec: VMSpec) -> None:
+        """What a host keeps beside the disks of a VM."""
+        with contextlib.suppress(FileNotFoundError):
+            self.nvram(spec.id).unlink()

@@ -1,0 +1,185 @@
+"""One VM of this host: its record on disk, its QEMU if it has one, and who may touch it now.
+
+The rule that everything here keeps: a vCPU runs only while the durable record says `owned`, and
+`record.process` is durable before it may run, so that a restarted daemon finds every QEMU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from sterna.errors import QEMULost, SternaError, VMBusy, VMLost, VMStartFailed
+from sterna.host.store import Store
+from sterna.model.vm import OwnershipState, RunState, VMRecord
+from sterna.operations.runner import Runner
+from sterna.qemu.argv import RunPaths
+from sterna.qemu.commands import Monitor
+from sterna.qemu.process import Process
+from sterna.qemu.session import Session
+
+log = logging.getLogger(__name__)
+
+# QEMU's words for a guest that stands still and may simply be continued.
+_STANDING = frozenset({"prelaunch", "paused", "postmigrate", "finish-migrate"})
+QUIT_TIMEOUT_S = 10.0  # QEMU flushes and closes its disks
+
+
+class VM:
+    """Handle of one VM. All changes of its record go through `write`."""
+
+    def __init__(self, record: VMRecord, store: Store[VMRecord], run_dir: Path) -> None:
+        self.record = record
+        self.process: Process | None = None
+        self.monitor: Monitor | None = None
+        self.status = ""  # QEMU's run state, kept by its events
+        self.ended = asyncio.Event()  # set while there is no QEMU
+        self.ended.set()
+        self.doing = ""  # what holds the lease, in words
+        self.operation = ""  # its operation, if it has one
+        self.paths = RunPaths(run_dir)
+        self._store = store
+
+    # ---- what it is ------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        return self.record.spec.name
+
+    @property
+    def id(self) -> str:
+        return self.record.spec.id
+
+    @property
+    def is_here(self) -> bool:
+        """False for the tombstone of a VM that lives elsewhere now."""
+        return self.record.ownership.state not in (
+            OwnershipState.RELEASED,
+            OwnershipState.REFUSED,
+        )
+
+    @property
+    def state(self) -> RunState:
+        match self.record.ownership.state:
+            case OwnershipState.YIELDING:
+                return RunState.UNKNOWN
+            case OwnershipState.RESERVED:
+                return RunState.MOVING_IN
+        if self.process is None:
+            return RunState.STARTING if self.doing == "starting" else RunState.OFF
+        if self.status == "running":
+            return RunState.RUNNING
+        return RunState.STARTING if self.doing == "starting" else RunState.PAUSED
+
+    # ---- one at a time ---------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def lease(self, doing: str, operation: str = "") -> Iterator[None]:
+        """Nobody else changes the VM meanwhile; raises VMBusy if somebody does."""
+        if self.doing:
+            raise VMBusy(vm=self.name, doing=self.doing, operation=self.operation or "-")
+        self.doing, self.operation = doing, operation
+        try:
+            yield
+        finally:
+            self.doing, self.operation = "", ""
+
+    async def write(self, **changes: object) -> None:
+        """Change the record, durably, before this returns."""
+        record = replace(self.record, **changes)  # type: ignore[arg-type]
+        await self._store.write(self.id, record)
+        self.record = record
+
+    async def refuse_reservation(self) -> None:
+        """Never to be taken any more, durably."""
+        await self.write(ownership=replace(self.record.ownership, state=OwnershipState.REFUSED))
+
+    async def delete(self) -> None:
+        """Remove the record, durably, and the run folder."""
+        await self._store.delete(self.id)
+        shutil.rmtree(self.paths.directory, ignore_errors=True)
+
+    # ---- its QEMU --------------------------------------------------------------------------
+
+    def prepare_run_dir(self) -> None:
+        """A fresh run folder; what a former QEMU left there is gone."""
+        shutil.rmtree(self.paths.directory, ignore_errors=True)
+        self.paths.directory.mkdir(mode=0o700, parents=True)
+
+    async def attach(self, process: Process, runner: Runner) -> None:
+        """Connect to `process` and watch it until it ends. Raises QEMULost, QMPTimeout."""
+        session = await Session.connect(
+            self.name,
+            self.paths.control,
+            self.paths.oob,
+            is_alive=lambda: process.is_alive,
+        )
+        self.process = process
+        self.monitor = Monitor(session)
+        self.status = await self.monitor.query_status()
+        self.ended.clear()
+        runner.background(self._watch(process, session), f"watch {self.name}")
+
+    async def _watch(self, process: Process, session: Session) -> None:
+        """Follow QEMU's run state; when the process ends, say so in the record."""
+        try:
+            with session.listen("STOP", "RESUME") as events, contextlib.suppress(QEMULost):
+                async for event in events:
+                    self.status = "running" if event["event"] == "RESUME" else "paused"
+            await process.wait()
+        finally:
+            await session.close()
+        log.info("QEMU of %s (pid %d) has ended", self.name, process.pid)
+        self.process, self.monitor, self.status = None, None, ""
+        if self.record.process is not None:
+            await self.write(process=None)
+        self.ended.set()
+
+    @property
+    def qmp(self) -> Monitor:
+        """The monitor; raises VMLost if there is no QEMU."""
+        if self.monitor is None:
+            raise VMLost(
+                vm=self.name,
+                doing=self.doing or "in use",
+                reason=self.last_words(),
+                log=self.paths.log,
+            )
+        return self.monitor
+
+    def last_words(self) -> str:
+        """The end of QEMU's log, on one line."""
+        try:
+            lines = self.paths.log.read_text(errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
+        return " / ".join(line.strip() for line in lines[-3:]) or "it said nothing"
+
+    async def resume_as_recorded(self) -> None:
+        """Continue the vCPUs if this host owns the VM and its user did not pause it."""
+        if self.record.ownership.state is not OwnershipState.OWNED:
+            raise VMStartFailed(vm=self.name, reason="it is not owned here", log=self.paths.log)
+        self.status = await self.qmp.query_status()
+        if self.status in _STANDING and not self.record.paused:
+            await self.qmp.cont()
+            self.status = "running"
+
+    async def quit(self) -> None:
+        """End QEMU at once, as pulling the plug would; returns when the process is gone."""
+        process = self.process
+        if process is None:
+            return
+        with contextlib.suppress(SternaError):
+            await self.qmp.quit()
+        try:
+            async with asyncio.timeout(QUIT_TIMEOUT_S):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+        await self.ended.wait()

@@ -1,0 +1,335 @@
+"""The VMs of this host: all that users do with one, except moving it.
+
+Every action is refused while another holds the VM's lease, checks before it changes anything, and
+undoes what it began if it fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sterna import clock
+from sterna.config import Config
+from sterna.errors import (
+    ImageMissing,
+    QEMULost,
+    VMBusy,
+    VMDamaged,
+    VMExists,
+    VMNotFound,
+    VMStartFailed,
+    VMWrongState,
+    VolumeExists,
+)
+from sterna.host.store import Damaged, Store
+from sterna.model.operation import Operation
+from sterna.model.vm import (
+    Disk,
+    Ownership,
+    OwnershipState,
+    RunState,
+    VMRecord,
+    VMSpec,
+)
+from sterna.operations.runner import Job, Runner
+from sterna.qemu import image
+from sterna.vms.launch import Launcher
+from sterna.vms.machine import VM
+from sterna.vms.specify import complete
+from sterna.vms.view import view
+
+log = logging.getLogger(__name__)
+
+
+class VMs:
+    """Registry of this host's VMs, tombstones of VMs that moved away included."""
+
+    def __init__(self, config: Config, launcher: Launcher, runner: Runner) -> None:
+        self.config = config
+        self.launcher = launcher
+        self.runner = runner
+        self.store: Store[VMRecord] = Store(config.state_dir / "vms", VMRecord)
+        self.damaged: list[Damaged] = []
+        self._vms: dict[str, VM] = {}
+
+    # ---- finding ---------------------------------------------------------------------------
+
+    def load(self) -> list[VM]:
+        """Read all records; the damaged are set aside by the store and reported by us."""
+        records, self.damaged = self.store.load()
+        self._vms = {key: self.handle(record) for key, record in records.items()}
+        return list(self._vms.values())
+
+    def handle(self, record: VMRecord) -> VM:
+        """A handle for `record`; `adopt` makes it known."""
+        return VM(record, self.store, self.config.run_dir / "vms" / record.spec.id)
+
+    def adopt(self, vm: VM) -> None:
+        """From now on `vm` is one of this host's."""
+        self._vms[vm.id] = vm
+
+    def forget(self, vm: VM) -> None:
+        """It is none of this host's any more."""
+        self._vms.pop(vm.id, None)
+
+    def all(self) -> Iterator[VM]:
+        """All handles, tombstones included."""
+        return iter(list(self._vms.values()))
+
+    def by_id(self, vm_id: str) -> VM | None:
+        """The handle of that id, be it a tombstone; None if there is none."""
+        return self._vms.get(vm_id)
+
+    def get(self, ref: str) -> VM:
+        """The VM called `ref`, or with that id. Raises VMNotFound, VMDamaged."""
+        for vm in self._vms.values():
+            if vm.is_here and ref in (vm.name, vm.id):
+                return vm
+        for damaged in self.damaged:
+            if ref == damaged.key:
+                raise VMDamaged(
+                    vm=ref, host=self.config.name, path=damaged.path, reason=damaged.reason
+                )
+        raise VMNotFound(vm=ref, host=self.config.name)
+
+    def find(self, name: str) -> VM | None:
+        """The VM of that name that is here, if any."""
+        return next((vm for vm in self._vms.values() if vm.is_here and vm.name == name), None)
+
+    def users_of_pool(self, pool: str) -> list[str]:
+        """Names of the VMs with a disk there."""
+        return [
+            vm.name
+            for vm in self._vms.values()
+            if vm.is_here and any(disk.pool == pool for disk in vm.record.spec.disks)
+        ]
+
+    def users_of_switch(self, switch: str) -> list[str]:
+        """Names of the VMs plugged in there."""
+        return [
+            vm.name
+            for vm in self._vms.values()
+            if vm.is_here and any(nic.switch == switch for nic in vm.record.spec.nics)
+        ]
+
+    # ---- showing ---------------------------------------------------------------------------
+
+    def list(self) -> list[dict[str, Any]]:
+        """Views of all VMs, damaged ones included, by name."""
+        views = [view(vm, self.config.name) for vm in self._vms.values() if vm.is_here]
+        views += [
+            {
+                "name": damaged.key,
+                "id": damaged.key,
+                "state": RunState.DAMAGED,
+                "host": self.config.name,
+                "spec": None,
+                "ownership": None,
+                "operation": "",
+                "process": None,
+                "console": "",
+                "vnc": "",
+                "notes": [],
+                "damaged": {"path": str(damaged.path), "reason": damaged.reason},
+            }
+            for damaged in self.damaged
+        ]
+        return sorted(views, key=lambda item: str(item["name"]))
+
+    def view(self, ref: str) -> dict[str, Any]:
+        """View of one VM."""
+        return view(self.get(ref), self.config.name)
+
+    # ---- creating and deleting -------------------------------------------------------------
+
+    async def create(self, spec: VMSpec) -> dict[str, Any]:
+        """Define a VM and make its disks; it is off. Undoes all if a part fails."""
+        capabilities = self.launcher.capabilities
+        spec = complete(
+            spec,
+            machines=capabilities.machines,
+            newest=capabilities.default_machine,
+            host=self.config.name,
+        )
+        await asyncio.to_thread(self._check_new, spec)
+        if self.find(spec.name) is not None or spec.id in self._vms:
+            raise VMExists(vm=spec.name, host=self.config.name)
+        record = VMRecord(
+            spec=replace(spec, disks=tuple(replace(disk, image="") for disk in spec.disks)),
+            ownership=Ownership(state=OwnershipState.OWNED, epoch=1),
+            created=clock.now(),
+        )
+        vm = self.handle(record)
+        self.adopt(vm)  # holds the name while disks are made
+        with vm.lease("being created"):
+            try:
+                async with self._new_files(spec):
+                    self.launcher.check_files(record.spec)
+                    await self.store.write(vm.id, record)
+            except BaseException:
+                self.forget(vm)
+                raise
+        log.info("VM %s (%s) was created", spec.name, spec.id)
+        return view(vm, self.config.name)
+
+    def _check_new(self, spec: VMSpec) -> None:
+        for nic in spec.nics:
+            self.launcher.switches.require(nic.switch, nic.vlan)
+        for disk in spec.disks:
+            self.launcher.pools.require(disk.pool)
+            path = self.launcher.pools.volume_path(disk.pool, disk.volume)
+            if (disk.size or disk.image) and path.exists():
+                raise VolumeExists(path=path, pool=disk.pool, volume=disk.volume)
+            if disk.image and not Path(disk.image).is_file():
+                raise ImageMissing(what="image", path=disk.image, host=self.config.name)
+
+    @asynccontextmanager
+    async def _new_files(self, spec: VMSpec) -> AsyncIterator[None]:
+        """Disks and UEFI variables of a new VM; removed again if the body or a disk fails."""
+        made: list[Path] = []
+        try:
+            for disk in spec.disks:
+                if disk.size or disk.image:
+                    path = self.launcher.pools.volume_path(disk.pool, disk.volume)
+                    made.append(path)
+                    await self._make_disk(disk, path)
+            if (firmware := self.launcher.firmware(spec)) is not None:
+                made.append(firmware.variables)
+                firmware.variables.parent.mkdir(parents=True, exist_ok=True)
+                await asyncio.to_thread(shutil.copyfile, firmware.template, firmware.variables)
+            yield
+        except BaseException:
+            for path in made:
+                path.unlink(missing_ok=True)
+            raise
+
+    async def _make_disk(self, disk: Disk, path: Path) -> None:
+        if disk.image:
+            await image.convert(Path(disk.image), path, disk.format, disk.size)
+        elif disk.size:
+            await image.create(path, disk.format, disk.size)
+
+    async def delete(self, ref: str, keep_disks: bool = False) -> None:
+        """Delete a VM that is off, with its disks unless they are to be kept."""
+        vm = self.get(ref)
+        with vm.lease("being deleted"):
+            self._require(vm, RunState.OFF, "delete", f"Stop it first: sterna vm stop {vm.name}")
+            # The record goes first: files without an owner are litter, an owner without files a lie.
+            await self._delete_record(vm)
+            if not keep_disks:
+                for disk in vm.record.spec.disks:
+                    await self.launcher.pools.delete_volume(disk.pool, disk.volume)
+            self.launcher.remove_files(vm.record.spec)
+        log.info("VM %s was deleted", vm.name)
+
+    async def _delete_record(self, vm: VM) -> None:
+        """A VM that came by a move leaves a tombstone: its former owner may still ask for it."""
+        if vm.record.owned_epoch:
+            await vm.write(
+                ownership=replace(vm.record.ownership, state=OwnershipState.RELEASED, peer="")
+            )
+        else:
+            await vm.delete()
+            self.forget(vm)
+
+    # ---- running ---------------------------------------------------------------------------
+
+    def _require(self, vm: VM, state: RunState, action: str, fix: str) -> None:
+        if vm.state is not state:
+            raise VMWrongState(action=action, vm=vm.name, state=vm.state, fix=fix)
+
+    def require_idle(self, vm: VM) -> None:
+        """Raises VMBusy if an operation works on the VM, or is just about to."""
+        for operation in self.runner.active(vm.id):
+            raise VMBusy(vm=vm.name, doing=f"a {operation.kind}", operation=operation.id)
+        with vm.lease("asked"):
+            pass
+
+    async def start(self, ref: str) -> dict[str, Any]:
+        """Boot a VM that is off."""
+        vm = self.get(ref)
+        self._require(vm, RunState.OFF, "start", f"See: sterna vm show {vm.name}")
+        with vm.lease("starting"):
+            for nic in vm.record.spec.nics:
+                self.launcher.switches.require(nic.switch, nic.vlan)
+            await vm.write(paused=False)
+            await self.launcher.launch(vm)
+            try:
+                await vm.resume_as_recorded()
+            except BaseException as error:
+                await vm.quit()
+                if isinstance(error, QEMULost):
+                    raise VMStartFailed(
+                        vm=vm.name, reason=vm.last_words(), log=vm.paths.log
+                    ) from error
+                raise
+        log.info("VM %s was started", vm.name)
+        return view(vm, self.config.name)
+
+    async def pause(self, ref: str) -> dict[str, Any]:
+        """Stop the vCPUs; memory and devices stay."""
+        vm = self.get(ref)
+        self._require(vm, RunState.RUNNING, "pause", f"See: sterna vm show {vm.name}")
+        with vm.lease("being paused"):
+            await vm.write(paused=True)
+            await vm.qmp.stop()
+            vm.status = "paused"
+        return view(vm, self.config.name)
+
+    async def resume(self, ref: str) -> dict[str, Any]:
+        """Let the vCPUs run again."""
+        vm = self.get(ref)
+        self._require(vm, RunState.PAUSED, "resume", f"Start it with: sterna vm start {vm.name}")
+        with vm.lease("being resumed"):
+            await vm.write(paused=False)
+            await vm.qmp.cont()
+            vm.status = "running"
+        return view(vm, self.config.name)
+
+    def stop(self, ref: str, force: bool, timeout_s: float) -> Operation:
+        """Ask the guest to shut down, or with `force` cut its power. An operation."""
+        vm = self.get(ref)
+        if vm.process is None:
+            self._require(vm, RunState.RUNNING, "stop", "It is off already")
+        self.require_idle(vm)
+
+        async def work(job: Job) -> dict[str, Any]:
+            with vm.lease("being stopped", job.id):
+                async with job.step("stop") as step:
+                    step.say(await self._stop(vm, force=force, timeout_s=timeout_s))
+            return {}
+
+        return self.runner.start("stop", vm=vm.name, vm_id=vm.id, work=work)
+
+    async def _stop(self, vm: VM, *, force: bool, timeout_s: float) -> str:
+        if force:
+            await vm.quit()
+            return f"{vm.name} was cut off"
+        if vm.state is not RunState.RUNNING:
+            raise VMWrongState(
+                action="shut down",
+                vm=vm.name,
+                state=vm.state,
+                fix=f"Resume it first, or cut its power: sterna vm stop --force {vm.name}",
+            )
+        with contextlib.suppress(QEMULost):  # it may end on its own in this very moment
+            await vm.qmp.system_powerdown()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await vm.ended.wait()
+        except TimeoutError:
+            raise VMWrongState(
+                action=f"shut down within {timeout_s:g} s",
+                vm=vm.name,
+                state="still running: its guest did not react to the power button",
+                fix=f"Wait longer with --timeout, or cut its power: sterna vm stop --force {vm.name}",
+            ) from None
+        return f"{vm.name} shut down"

@@ -1,0 +1,136 @@
+"""Every check of a move: silent when all is well, and one finding with its fix when it is not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from sterna.errors import MoveRefused
+from sterna.model.host import HostFacts, Pool, PoolFacts, QEMUFacts, Switch, SwitchFacts
+from sterna.model.move import MoveWishes
+from sterna.model.vm import NIC, Disk, RunState, VMSpec
+from sterna.move import checks
+from sterna.units import GIB
+
+
+def host(name: str) -> HostFacts:
+    return HostFacts(
+        name=name,
+        sterna="0.1.0",
+        api=1,
+        time="2026-01-01T00:00:00.000Z",
+        cpus=2,
+        memory_total=8 * GIB,
+        memory_free=4 * GIB,
+        qemu=QEMUFacts(
+            binary="qemu",
+            version="7.2",
+            accel="tcg",
+            accel_reason="asked for",
+            machines=("pc-q35-7.2", "pc-q35-7.1"),
+        ),
+        switches=(SwitchFacts(switch=Switch(name="lan"), vlans=True),),
+        pools=(
+            PoolFacts(
+                pool=Pool(name="san", path="/san", shared=True, identity="1"), total=1, free=1
+            ),
+            PoolFacts(pool=Pool(name="own", path="/own", identity=name), total=1, free=1),
+        ),
+        migration_address="192.0.2.1",
+        vms=0,
+    )
+
+
+def question(**changes: object) -> checks.Question:
+    spec = VMSpec(
+        name="web1",
+        machine="pc-q35-7.2",
+        memory=GIB,
+        nics=(NIC(name="net0", switch="lan", vlan=5),),
+        disks=(Disk(name="vda", pool="san"),),
+    )
+    good = checks.Question(
+        spec=spec,
+        state=RunState.RUNNING,
+        accel="tcg",
+        blocked=(),
+        source=host("a"),
+        target=host("b"),
+        wishes=MoveWishes(target="b"),
+    )
+    return replace(good, **changes)  # type: ignore[arg-type]
+
+
+def test_nothing_is_found_when_all_is_well():
+    assert checks.require(question()) == []
+
+
+TARGET = host("b")
+BAD = {
+    "host.same": question(target=host("a")),
+    "host.api": question(target=replace(TARGET, api=2)),
+    "vm.state": question(state=RunState.UNKNOWN),
+    "vm.qemu-blocks": question(blocked=("a device cannot be moved",)),
+    "qemu.machine-type": question(
+        target=replace(TARGET, qemu=replace(TARGET.qemu, machines=("pc-q35-7.1",)))
+    ),
+    "qemu.accel": question(accel="kvm"),
+    "host.memory": question(target=replace(TARGET, memory_free=GIB - 1)),
+    "network.switch-missing": question(target=replace(TARGET, switches=())),
+    "network.switch-broken": question(
+        target=replace(
+            TARGET, switches=(replace(TARGET.switches[0], problem="its uplink is gone"),)
+        )
+    ),
+    "network.vlan": question(
+        target=replace(TARGET, switches=(replace(TARGET.switches[0], vlans=False),))
+    ),
+    "storage.pool-missing": question(target=replace(TARGET, pools=())),
+    "storage.pool-broken": question(
+        target=replace(TARGET, pools=(replace(TARGET.pools[0], problem="nothing mounted"),))
+    ),
+    "storage.not-shared": question(
+        spec=replace(question().spec, disks=(Disk(name="vda", pool="own"),))
+    ),
+    "storage.not-the-same": question(
+        target=replace(
+            TARGET,
+            pools=(replace(TARGET.pools[0], pool=replace(TARGET.pools[0].pool, identity="2")),),
+        )
+    ),
+    "host.no-migration-address": question(target=replace(TARGET, migration_address="")),
+}
+
+
+@pytest.mark.parametrize("identity", BAD)
+def test_a_bad_situation_is_found_and_explained(identity: str):
+    found = checks.run(BAD[identity])
+    assert [finding.id for finding in found] == [identity]
+    assert found[0].fix
+
+
+@pytest.mark.parametrize("identity", BAD)
+def test_a_blocker_refuses_the_move_with_its_finding(identity: str):
+    with pytest.raises(MoveRefused) as caught:
+        checks.require(BAD[identity])
+    assert caught.value.facts["findings"][0]["id"] == identity
+    assert caught.value.exit_code == 3
+
+
+def test_every_check_has_a_bad_situation_here():
+    asked = {finding.id for bad in BAD.values() for finding in checks.run(bad)}
+    assert asked == set(BAD)
+
+
+def test_a_vm_that_is_off_needs_no_memory_and_no_accelerator():
+    off = question(
+        state=RunState.OFF, accel="", target=replace(TARGET, memory_free=0)
+    )
+    assert checks.run(off) == []
+
+
+def test_all_blockers_are_counted_in_the_one_sentence():
+    with pytest.raises(MoveRefused, match=r"and 1 more") as caught:
+        checks.require(question(target=replace(TARGET, switches=(), pools=())))
+    assert len(caught.value.facts["findings"]) == 2
