@@ -39,11 +39,7 @@ def format_size(size: float) -> str:
     """Shortest reading with a binary unit: `1.5 GiB`, `300 MiB`, `0 B`."""
     for unit, scale in (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
         if abs(size) >= scale:
-            return (
-                f"{size / scale:.3g} {unit}"
-                if size / scale < 1000
-                else f"{size / scale:.0f} {unit}"
-            )
+            return f"{_three_digits(size / scale)} {unit}"
     return f"{size:.0f} B"
 
 
@@ -51,15 +47,20 @@ def format_rate(bytes_per_s: float) -> str:
     """`118 MB/s`: decimal, as links are measured."""
     for unit, scale in (("GB/s", 1e9), ("MB/s", 1e6), ("kB/s", 1e3)):
         if abs(bytes_per_s) >= scale:
-            return f"{bytes_per_s / scale:.3g} {unit}"
+            return f"{_three_digits(bytes_per_s / scale)} {unit}"
     return f"{bytes_per_s:.0f} B/s"
+
+
+def _three_digits(number: float) -> str:
+    """`1.23`, `12.3`, `123`, `1234`, `1.5`; never with an exponent."""
+    return f"{number:.3g}" if abs(number) < 999.5 else f"{number:.0f}"
 
 
 def format_duration(seconds: float) -> str:
     """`850 ms`, `3.2 s`, `4 min 05 s`, `2 h 10 min`."""
-    if seconds < 1:
+    if round(seconds, 3) < 1:
         return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
