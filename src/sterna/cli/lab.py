@@ -5,7 +5,9 @@ Only turns arguments into calls of `sterna.lab` and its outcomes into lines; nee
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -129,10 +131,22 @@ def url(name: str, host: str) -> None:
 @click.argument("vm")
 @_name
 @click.option("--on", "host", default="hv-a", show_default=True, help="The host that starts it.")
-@click.option("--touch", default=0, metavar="MB/S", help="Memory that the guest dirties.")
-@click.option("--blocks", default=0, metavar="N", help="Blocks a second that it writes to a disk.")
+@click.option(
+    "--touch",
+    type=click.IntRange(0),
+    default=0,
+    metavar="MB/S",
+    help="Memory that the guest dirties.",
+)
+@click.option(
+    "--blocks",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Blocks a second that it writes to a disk.",
+)
 @click.pass_obj
-def vm(settings: Settings, vm: str, name: str, host: str, **load: int) -> None:
+def vm(settings: Settings, /, vm: str, name: str, host: str, **load: int) -> None:
     """Create and start a small Linux guest that sends beats to the lab's client."""
     from sterna.lab import lab as labs  # noqa: PLC0415 - start-up time
     from sterna.lab.vm import Load, free_number, spec  # noqa: PLC0415 - start-up time
@@ -146,6 +160,124 @@ def vm(settings: Settings, vm: str, name: str, host: str, **load: int) -> None:
         document(view)
     else:
         click.echo(f"{vm} is {view['state']} on {view['host']}")
+
+
+@command(lab, "demo", "sterna lab demo", "sterna lab demo --rate none -o json | tail -n 1")
+@_name
+@_rate
+@click.option(
+    "--moves",
+    type=click.IntRange(1, 1000),
+    default=2,
+    show_default=True,
+    help="How many times it moves.",
+)
+@click.option(
+    "--touch",
+    type=click.IntRange(0),
+    default=50,
+    show_default=True,
+    metavar="MB/S",
+    help="As for `lab vm`.",
+)
+@click.option(
+    "--blocks",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="As for `lab vm`.",
+)
+@click.option("--keep", is_flag=True, help="Leave the lab and the VM running at the end.")
+@click.pass_obj
+def demo(settings: Settings, /, name: str, rate: str | None, **wanted: Any) -> None:
+    """Move a running VM from host to host and back, and measure what its users felt.
+
+    Makes a lab, and removes it at the end, unless there is one with that name.
+    """
+    from itertools import cycle, islice  # noqa: PLC0415 - start-up time
+
+    from sterna.lab import demo as demos  # noqa: PLC0415
+    from sterna.lab import netns  # noqa: PLC0415
+    from sterna.lab.vm import Load  # noqa: PLC0415
+
+    netns.require("demo")
+    options = demos.Options(
+        lab=name,
+        rate=rate,
+        keep=wanted["keep"],
+        route=tuple(islice(cycle(("hv-a", "hv-b")), wanted["moves"] + 1)),
+        load=Load(memory_mb_s=wanted["touch"], disk_blocks_s=wanted["blocks"]),
+    )
+    told = _told(settings)
+    with _ending_on_signals():
+        moves = demos.run(options, _say(settings), _follower(settings), told)
+    if settings.is_json:
+        json_line({"type": "result", "state": "succeeded", "moves": moves})
+    else:
+        _table_of(moves)
+
+
+def _told(settings: Settings) -> Callable[[dict[str, Any]], None]:
+    """Tells of one move at once; the table comes at the end."""
+    if settings.is_json:
+        return lambda move: json_line({"type": "move", **move})
+    return lambda move: click.echo(
+        f"{move['from']} to {move['to']}: its users felt {move['felt_ms']:.0f} ms, "
+        f"{move['lost_beats']} beats were lost, its memory is as it was"
+    )
+
+
+def _table_of(moves: list[dict[str, Any]]) -> None:
+    from sterna.units import format_duration, format_size  # noqa: PLC0415 - start-up time
+
+    headers = [
+        "MOVE",
+        "TOTAL",
+        "PAUSE OF QEMU",
+        "PAUSE FELT",
+        "BEATS LOST",
+        "SENT",
+        "ROUNDS",
+        "MEMORY",
+    ]
+    rows = [
+        (
+            f"{move['from']} to {move['to']}",
+            format_duration(move["total_s"]),
+            f"{move.get('qemu_pause_ms', move['pause_ms']):.0f} ms",
+            f"{move['felt_ms']:.0f} ms",
+            move["lost_beats"],
+            format_size(move["bytes_wire"]),
+            move["rounds"],
+            f"{move['memory_pages_good']} pages verified",
+        )
+        for move in moves
+    ]
+    table(headers, rows, right=(1, 2, 3, 4, 5, 6))
+
+
+def _follower(settings: Settings) -> Callable[[Any, dict[str, Any]], dict[str, Any]]:
+    """Follows an operation as `sterna move` does; Ctrl-C ends the demo, and with it the move."""
+    from sterna.cli.follow import DOUBT_S, Follower, Interrupts  # noqa: PLC0415 - start-up time
+    from sterna.cli.progress import display  # noqa: PLC0415
+
+    def follow(client: Any, operation: dict[str, Any]) -> dict[str, Any]:
+        with display(settings.is_json) as shown:
+            return Follower(client, operation, shown, Interrupts()).run(doubt_s=DOUBT_S)
+
+    return follow
+
+
+@contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """SIGTERM and a closed terminal end it as Ctrl-C does: with all removed."""
+    old = {n: signal.signal(n, signal.default_int_handler) for n in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def _say(settings: Settings) -> Callable[[str], None]:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sterna.clock import monotonic
+from sterna.qemu.process import boot_id
 
 _PROC = Path("/proc")
-_BOOT_ID = _PROC / "sys/kernel/random/boot_id"
 _START_TIME = 19  # field 22 of /proc/PID/stat, counted after the name's closing bracket
 _STATE = 0
 
@@ -52,15 +52,18 @@ class Process:
         return True
 
 
-def boot_id() -> str:
-    """Differs after every boot of this machine."""
-    return _BOOT_ID.read_text().strip()
-
-
 def identify(pid: int) -> Process | None:
     """The process that has this pid now; None if there is none, or it has ended."""
     ticks = _start_ticks(pid)
     return None if ticks is None else Process(pid=pid, start_ticks=ticks, boot_id=boot_id())
+
+
+def command(pid: int) -> list[str]:
+    """The words it was started with; none if it has ended."""
+    try:
+        return (_PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    except OSError:
+        return []
 
 
 def in_namespaces(inodes: set[int]) -> list[Process]:

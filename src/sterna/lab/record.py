@@ -21,7 +21,7 @@ MAX_HOSTS = 26  # hv-a to hv-z
 _ROOT = Path("/var/lib/sterna-lab")
 _NAME = re.compile(r"[a-z][a-z0-9]{0,11}")  # no dash: it ends the name in `sterna-NAME-ROLE`
 _SOCKET_BYTES = 107  # sun_path of Linux, without its last zero
-_LONGEST_SOCKET = "/hv-a/run/vms/00000000-0000-0000-0000-000000000000/control.sock"
+_LONGEST_SOCKET = "/hv-a/run/vms/00000000-0000-0000-0000-000000000000/serial"
 
 
 def root() -> Path:

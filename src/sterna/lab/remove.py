@@ -106,18 +106,14 @@ def _mounts(place: Path) -> list[str]:
 def _users_of(place: Path) -> list[int]:
     """Our kinds of programs that were started with a path of this lab, wherever they run."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*/comm"):
         with contextlib.suppress(OSError):
-            words = path.read_bytes()
-            kind = (path.parent / "comm").read_text()
-            if f"{place}/".encode() in words and kind.startswith(("qemu", "sternad")):
-                found.append(int(path.parent.name))
+            pid = int(path.parent.name)
+            ours = path.read_text().startswith(("qemu", "sternad"))
+            if ours and f"{place}/" in " ".join(processes.command(pid)):
+                found.append(pid)
     return found
 
 
 def _command(pid: int) -> str:
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return "ended meanwhile"
-    return b" ".join(words[:3]).decode(errors="replace").strip()[:100]
+    return " ".join(processes.command(pid)[:3])[:100] or "ended meanwhile"

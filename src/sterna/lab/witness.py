@@ -1,0 +1,113 @@
+"""The client beside the guests, as a process in a lab's client namespace, and what it saw.
+
+Promises that the process ends with the block that started it, and that whatever is asked about a
+guest is asked about one address: that of its number in the lab.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from sterna.clock import monotonic
+from sterna.errors import LabFailed, LabProofFailed
+from sterna.lab import heartbeat, netns
+from sterna.lab.heartbeat import Beat, Felt
+from sterna.lab.lab import Lab
+from sterna.lab.links import CLIENT_ADDRESS
+from sterna.lab.vm import BEAT_PORT, address
+
+BOOT_S = 60.0  # a guest boots in 3 s under emulation; a loaded machine may take many times that
+_END_S = 5.0
+_READY_S = 10.0
+_POLL_S = 0.1
+_SETTLED_NS = 500_000_000  # what comes after a move belongs to it for so long: late traffic shows
+
+
+class Witness:
+    """Receives the beats of all guests of a lab while the `with` block runs."""
+
+    def __init__(self, lab: Lab, record: Path | None = None) -> None:
+        self._lab = lab
+        self.record = record or lab.folder / f"beats-{time.time_ns()}"
+        self._ready = self.record.with_name(f"{self.record.name}.ready")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        listen = f"{CLIENT_ADDRESS}:{BEAT_PORT}"
+        words = ["--listen", listen, "--record", str(self.record), "--ready-file", str(self._ready)]
+        argv = [sys.executable, "-m", "sterna.lab.heartbeat", *words]
+        self._process = subprocess.Popen(
+            [*netns.entering(self._lab.client_netns), *argv],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for us: the client ends when we say so
+        )
+        try:
+            self._wait_ready(self._process)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    def beats(self, number: int = 0) -> list[Beat]:
+        """All beats of guest `number` so far, in order of receipt."""
+        return heartbeat.sources(heartbeat.read(self.record)).get(address(number), [])
+
+    def wait_beat(self, after_ns: int, number: int = 0, timeout_s: float = BOOT_S) -> Beat:
+        """The first beat of that guest received after `after_ns` (as `time.time_ns`).
+
+        Raises LabProofFailed if none comes in time.
+        """
+        deadline = monotonic() + timeout_s
+        while True:
+            for beat in self.beats(number):
+                if beat.t_ns > after_ns:
+                    return beat
+            if monotonic() > deadline:
+                raise LabProofFailed(
+                    vm=f"the guest at {address(number)}",
+                    reason=f"it sent no beat for {timeout_s:g} s",
+                    folder=self._lab.folder,
+                )
+            time.sleep(_POLL_S)
+
+    def felt(self, start_ns: int, number: int = 0) -> Felt:
+        """What that guest's users felt from `start_ns` until now, late traffic included.
+
+        Waits until the guest is heard half a second from now, so that a window never ends within
+        the silence that it is to measure.
+        """
+        end_ns = self.wait_beat(time.time_ns() + _SETTLED_NS, number).t_ns
+        return heartbeat.measure(self.beats(number), start_ns, end_ns)
+
+    def _wait_ready(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = monotonic() + _READY_S
+        while not self._ready.exists():
+            if process.poll() is not None or monotonic() > deadline:
+                raise LabFailed(
+                    lab=self._lab.name, action="start its client", reason="it ended", fix=""
+                )
+            time.sleep(_POLL_S / 5)
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
