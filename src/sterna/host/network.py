@@ -17,7 +17,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -32,7 +31,7 @@ from sterna.errors import (
     SwitchUnusable,
     VLANUnsupported,
 )
-from sterna.host import iproute
+from sterna.host import fdb, iproute
 from sterna.host.iproute import Device
 from sterna.model.host import Switch, SwitchFacts
 
@@ -259,15 +258,7 @@ class Network:
 
         For the source of a move: its own VMs must not look for the one that left behind its tap.
         """
-        name = bridge_name(switch)
-        answer = await self._run(["bridge", "-j", "fdb", "show", "br", name], "")
-        for entry in json.loads(answer or "[]"):
-            if entry.get("mac") != mac or entry.get("state") == "permanent":
-                continue
-            vlan = ["vlan", str(entry["vlan"])] if "vlan" in entry else []
-            with contextlib.suppress(NetworkFailed):  # it aged, or its port is gone
-                command = ["bridge", "fdb", "del", mac, "dev", entry["ifname"], "master", *vlan]
-                await self._run(command, "")
+        await asyncio.to_thread(fdb.forget, bridge_name(switch), mac)
 
     # ---- words for iproute2 ----------------------------------------------------------------
 

@@ -1,0 +1,626 @@
+"""Real bridges and taps, in a network namespace of the test's own; real frames pass through."""
+
+import asyncio
+import ctypes
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sterna.errors import (
+    NetworkFailed,
+    SwitchExists,
+    SwitchHasPorts,
+    SwitchInUse,
+    SwitchNotFound,
+    SwitchUnusable,
+    VLANUnsupported,
+)
+from sterna.host import iproute
+from sterna.host.network import MARK, Network, bridge_name, tap_name
+from sterna.host.registry import Switches
+from sterna.model.host import Switch
+
+pytestmark = [
+    pytest.mark.functional,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+]
+
+LAN = Switch(name="lan")
+WIRED = Switch(name="lan", uplink="up0")
+VNET_HEADER = bytes(10)  # before each frame of a tap: nothing to do
+A, B, C = "52:54:00:00:00:0a", "52:54:00:00:00:0b", "52:54:00:00:00:0c"
+PASSES_S = 2.0  # a bridge that is deaf at first would need 15 s
+STAYS_AWAY_S = 0.2
+CLONE_NEWNET = 0x40000000
+
+InNamespace = Callable[[Callable[[], Awaitable[Any]]], Any]
+
+
+class Namespace:
+    """A network namespace, and threads inside it."""
+
+    def __init__(self) -> None:
+        self.name = f"sterna-t-{os.getpid()}-{time.monotonic_ns() % 10**9}"
+        subprocess.run(["ip", "netns", "add", self.name], check=True)
+
+    def remove(self) -> None:
+        subprocess.run(["ip", "netns", "del", self.name], check=True)
+
+    def do(self, work: Callable[[], Awaitable[Any]]) -> Any:
+        """Run the coroutine of `work` in a thread (and its children) inside; its result."""
+        outcome: list[Any] = []
+
+        def inside() -> None:
+            libc = ctypes.CDLL(None, use_errno=True)
+            with Path(f"/run/netns/{self.name}").open() as namespace:
+                assert libc.setns(namespace.fileno(), CLONE_NEWNET) == 0
+            try:
+                outcome.append((asyncio.run(_awaited(work)), None))
+            except BaseException as error:  # noqa: BLE001 - raised in the test's own thread
+                outcome.append((None, error))
+
+        thread = threading.Thread(target=inside)
+        thread.start()
+        thread.join()
+        result, error = outcome[0]
+        if error is not None:
+            raise error
+        return result
+
+    def ip(self, words: str) -> Any:
+        done = subprocess.run(
+            ["ip", "-n", self.name, "-j", "-d", *words.split()],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return [item for item in json.loads(done.stdout or "[]") if item]
+
+    def links(self) -> set[str]:
+        return {item["ifname"] for item in self.ip("link show")} - {"lo"}
+
+    def link(self, name: str) -> dict[str, Any]:
+        return self.ip(f"link show dev {name}")[0]
+
+
+async def _awaited(work: Callable[[], Awaitable[Any]]) -> Any:
+    return await work()
+
+
+@pytest.fixture
+def ns() -> Iterator[Namespace]:
+    namespace = Namespace()
+    yield namespace
+    namespace.remove()
+
+
+@pytest.fixture
+def cable(ns: Namespace) -> Namespace:
+    """The interface `up0`, with `far0` at the other end."""
+    ns.ip("link add up0 type veth peer name far0")
+    ns.ip("link set far0 up")
+    return ns
+
+
+def frame(to: str, sender: str, text: bytes = b"hello") -> bytes:
+    def address(mac: str) -> bytes:
+        return bytes.fromhex(mac.replace(":", ""))
+
+    return address(to) + address(sender) + b"\x88\xb5" + text.ljust(46, b"\0")
+
+
+def send(tap: int, data: bytes) -> None:
+    os.write(tap, VNET_HEADER + data)
+
+
+def receive(tap: int, wanted: bytes, seconds: float = PASSES_S) -> bool:
+    """Whether `wanted` comes out of `tap` in time; other frames are let pass."""
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        if select.select([tap], [], [], left)[0] and os.read(tap, 65536)[10:] == wanted:
+            return True
+    return False
+
+
+# ---- taps -----------------------------------------------------------------------------------
+
+
+def test_frames_pass_between_two_taps_at_once(ns: Namespace) -> None:
+    async def work() -> None:
+        network = Network()
+        a, b = await network.open_tap("tapa", LAN), await network.open_tap("tapb", LAN)
+        for one, other, data in ((a, b, frame(B, A)), (b, a, frame(A, B))):
+            send(one, data)
+            assert receive(other, data)
+        os.close(a)
+        os.close(b)
+
+    ns.do(work)
+    assert ns.links() == {"brlan"}
+
+
+def test_taps_of_two_switches_hear_nothing_of_each_other(ns: Namespace) -> None:
+    async def work() -> None:
+        network = Network()
+        a = await network.open_tap("tapa", LAN)
+        b = await network.open_tap("tapb", Switch(name="dmz"))
+        send(a, frame("ff:ff:ff:ff:ff:ff", A))
+        assert not receive(b, frame("ff:ff:ff:ff:ff:ff", A), STAYS_AWAY_S)
+        os.close(a)
+        os.close(b)
+
+    ns.do(work)
+
+
+def test_a_tap_dies_with_the_process_that_holds_it(ns: Namespace) -> None:
+    async def work() -> None:
+        tap = await Network().open_tap("tapa", LAN)
+        holder = subprocess.Popen(  # noqa: ASYNC220 - nothing else runs in this loop
+            [sys.executable, "-c", "print(flush=True); input()"],
+            pass_fds=[tap],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        with holder:
+            assert holder.stdout is not None
+            holder.stdout.readline()
+            os.close(tap)
+            assert ns.links() == {"brlan", "tapa"}
+            holder.kill()
+        assert ns.links() == {"brlan"}
+        os.close(await Network().open_tap("tapa", LAN))
+
+    ns.do(work)
+
+
+def test_a_tap_that_is_open_elsewhere_is_refused_and_not_disturbed(ns: Namespace) -> None:
+    async def work() -> None:
+        network = Network()
+        tap, other = await network.open_tap("tapa", LAN), await network.open_tap("tapb", LAN)
+        with pytest.raises(NetworkFailed, match="could not make tap tapa: Device or resource busy"):
+            await network.open_tap("tapa", LAN)
+        send(other, frame(A, B))
+        assert receive(tap, frame(A, B))
+        os.close(tap)
+        os.close(other)
+
+    ns.do(work)
+
+
+def test_a_tap_that_is_just_being_closed_is_waited_for(ns: Namespace) -> None:
+    async def work() -> None:
+        network = Network()
+        tap = await network.open_tap("tapa", LAN)
+        asyncio.get_running_loop().call_later(0.1, os.close, tap)
+        os.close(await network.open_tap("tapa", LAN))
+
+    ns.do(work)
+
+
+def test_a_tap_speaks_virtio_and_is_named_for_its_vm(ns: Namespace) -> None:
+    name = tap_name("4c1c2f9e-8d65-4c53-a4a5-28e44a3b8a0f", 12)
+
+    async def work() -> Any:
+        tap = await Network().open_tap(name, LAN)
+        found = ns.link(name)
+        os.close(tap)
+        return found
+
+    found = ns.do(work)
+    assert found["linkinfo"]["info_data"] == {
+        "type": "tap",
+        "pi": False,
+        "vnet_hdr": True,
+        "multi_queue": False,
+        "persist": False,
+    }
+    assert found["master"] == "brlan"
+
+
+def test_a_tap_takes_the_mtu_of_its_switch(cable: Namespace) -> None:
+    for name in ("up0", "far0"):
+        cable.ip(f"link set {name} mtu 9000")
+
+    async def work() -> Any:
+        tap = await Network().open_tap("tapa", WIRED)
+        found = [cable.link(name)["mtu"] for name in ("brlan", "tapa")]
+        os.close(tap)
+        return found
+
+    assert cable.do(work) == [9000, 9000]
+
+
+def test_the_host_itself_does_not_speak_ipv6_on_a_switch(ns: Namespace) -> None:
+    async def work() -> Any:
+        tap = await Network().open_tap("tapa", LAN)
+        found = ns.ip("addr show")
+        os.close(tap)
+        return found
+
+    addresses = {item["ifname"]: item["addr_info"] for item in ns.do(work)}
+    assert addresses["brlan"] == addresses["tapa"] == []
+
+
+def test_a_tap_that_cannot_be_plugged_in_is_gone(ns: Namespace) -> None:
+    async def broken(command: Any, stdin: str = "") -> str:
+        if "master" in command and "set" in command:
+            raise NetworkFailed(action="plug", reason="no")
+        return await iproute.run(command, stdin)
+
+    async def work() -> None:
+        with pytest.raises(NetworkFailed):
+            await Network(broken).open_tap("tapa", LAN)
+
+    ns.do(work)
+    assert ns.links() == {"brlan"}
+
+
+# ---- bridges --------------------------------------------------------------------------------
+
+
+def test_ensure_may_be_called_again_and_mends_what_a_reboot_took(cable: Namespace) -> None:
+    async def work() -> None:
+        network = Network()
+        await asyncio.gather(*(network.ensure(WIRED) for _ in range(5)))
+        cable.ip("link del brlan")
+        assert "is gone" in (await network.facts(WIRED)).problem
+        await network.ensure(WIRED)
+        cable.ip("link set up0 nomaster")
+        assert "not plugged into" in (await network.facts(WIRED)).problem
+        cable.ip("link set brlan down")
+        assert "is down" in (await network.facts(WIRED)).problem
+        await network.ensure(WIRED)
+        assert (await network.facts(WIRED)).problem == ""
+        cable.ip("link set far0 down")
+        assert "has no link" in (await network.facts(WIRED)).problem
+
+    cable.do(work)
+    made = cable.link("brlan")
+    assert made["ifalias"] == "sterna:lan"
+    assert made["linkinfo"]["info_data"]["forward_delay"] == 0
+    assert made["linkinfo"]["info_data"]["mcast_snooping"] == 0
+    assert cable.link("up0")["master"] == "brlan"
+
+
+def test_opening_a_tap_makes_the_bridge_again(ns: Namespace) -> None:
+    async def work() -> None:
+        network = Network()
+        await network.ensure(LAN)
+        ns.ip("link del brlan")
+        os.close(await network.open_tap("tapa", LAN))
+
+    ns.do(work)
+    assert ns.links() == {"brlan"}
+
+
+def test_frames_reach_the_uplink_and_come_back(cable: Namespace) -> None:
+    async def work() -> None:
+        tap = await Network().open_tap("tapa", WIRED)
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5)) as far:
+            far.bind(("far0", 0x88B5))
+            far.settimeout(PASSES_S)
+            send(tap, frame(B, A))
+            assert far.recv(2048) == frame(B, A)
+            far.send(frame(A, B))
+        assert receive(tap, frame(A, B))
+        os.close(tap)
+
+    cable.do(work)
+
+
+def test_removing_a_switch_takes_its_bridge_and_frees_its_uplink(cable: Namespace) -> None:
+    async def work() -> None:
+        network = Network()
+        await network.ensure(WIRED)
+        await network.remove(WIRED)
+        await network.remove(WIRED)
+
+    cable.do(work)
+    assert cable.links() == {"up0", "far0"}
+    assert "master" not in cable.link("up0")
+
+
+def test_a_bridge_with_strange_ports_is_not_removed(ns: Namespace) -> None:
+    async def work() -> None:
+        network = Network()
+        await network.ensure(LAN)
+        ns.ip("link add theirs0 type veth peer name theirs1")
+        ns.ip("link set theirs0 master brlan")
+        with pytest.raises(
+            SwitchHasPorts, match="bridge brlan of switch lan still has the interfaces theirs0"
+        ):
+            await network.remove(LAN)
+
+    ns.do(work)
+    assert "brlan" in ns.links()
+
+
+def test_a_bridge_of_somebody_else_is_used_as_it_is_and_survives(ns: Namespace) -> None:
+    ns.ip("link add br0 address 02:00:00:00:00:01 type bridge forward_delay 1500 mcast_snooping 1")
+    ns.ip("link set br0 up alias uplink-of-rack-7")
+    theirs = Switch(name="office", bridge="br0")
+    before = ns.link("br0")
+
+    async def work() -> None:
+        network = Network()
+        a, b = await network.open_tap("tapa", theirs), await network.open_tap("tapb", theirs)
+        send(a, frame(B, A))
+        assert receive(b, frame(B, A))  # at once, although the bridge has a forward delay
+        os.close(a)
+        os.close(b)
+        await network.remove(theirs)
+
+    ns.do(work)
+    after = ns.link("br0")
+    for key in ("ifalias", "mtu", "address"):
+        assert after[key] == before[key]
+    for key in ("forward_delay", "mcast_snooping", "vlan_filtering", "stp_state"):
+        assert after["linkinfo"]["info_data"][key] == before["linkinfo"]["info_data"][key]
+
+
+def test_the_bridge_of_one_switch_is_not_the_bridge_of_another(ns: Namespace) -> None:
+    async def work() -> None:
+        network = Network()
+        await network.ensure(LAN)
+        twin = Switch(name="twin", bridge="brlan")
+        with pytest.raises(SwitchUnusable, match="is the bridge of switch lan"):
+            await network.ensure(twin)
+        await network.remove(twin)
+
+    ns.do(work)
+    assert ns.links() == {"brlan"}
+
+
+def test_what_is_not_a_bridge_is_refused(cable: Namespace) -> None:
+    async def work() -> None:
+        with pytest.raises(SwitchUnusable, match="up0 exists and is not a bridge"):
+            await Network().ensure(Switch(name="lan", bridge="up0"))
+
+    cable.do(work)
+    assert cable.links() == {"up0", "far0"}
+
+
+@pytest.mark.parametrize(
+    ("prepare", "finding"),
+    [
+        (["link del up0"], "hv-a has no interface up0"),
+        (["addr add 192.0.2.5/24 dev up0"], "up0 has the address 192.0.2.5"),
+        (["link add br9 type bridge", "link set up0 master br9"], "up0 belongs to br9 already"),
+        (["link add brlan type bridge"], "brlan was not made by Sterna and lacks the uplink"),
+    ],
+)
+def test_an_uplink_that_would_do_harm_is_refused_and_nothing_changes(
+    cable: Namespace, prepare: list[str], finding: str
+) -> None:
+    for words in prepare:
+        cable.ip(words)
+    before = cable.ip("addr show")
+
+    async def work() -> None:
+        network = Network(host="hv-a")
+        with pytest.raises(SwitchUnusable, match=finding):
+            await network.ensure(WIRED)
+        assert finding in (await network.facts(WIRED)).problem
+
+    cable.do(work)
+    assert cable.ip("addr show") == before
+
+
+@pytest.mark.parametrize("word", ["alias", "master", "brlan up"])
+def test_a_bridge_whose_making_fails_is_gone(cable: Namespace, word: str) -> None:
+    async def fails(command: Any, stdin: str = "") -> str:
+        answer = await iproute.run(command, stdin)
+        if word in " ".join([*command, stdin]):
+            raise NetworkFailed(action="go on", reason="the test says no")
+        return answer
+
+    async def work() -> None:
+        with pytest.raises(NetworkFailed, match="the test says no"):
+            await Network(fails).ensure(WIRED)
+
+    cable.do(work)
+    assert cable.links() == {"up0", "far0"}
+
+
+@pytest.mark.parametrize("step", range(1, 7))
+def test_a_bridge_whose_making_is_cancelled_is_gone(cable: Namespace, step: int) -> None:
+    calls = 0
+
+    async def cancels(command: Any, stdin: str = "") -> str:
+        nonlocal calls
+        answer = await iproute.run(command, stdin)
+        calls += 1
+        if calls == step:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+        return answer
+
+    async def work() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await Network(cancels).ensure(WIRED)
+
+    cable.do(work)
+    assert cable.links() == {"up0", "far0"}
+
+
+def test_a_bridge_that_another_makes_meanwhile_is_not_undone(ns: Namespace) -> None:
+    async def late(command: Any, stdin: str = "") -> str:
+        if "link add" in stdin:
+            ns.ip("link add brlan type bridge")
+        return await iproute.run(command, stdin)
+
+    async def work() -> None:
+        with pytest.raises(NetworkFailed, match="File exists"):
+            await Network(late).ensure(LAN)
+
+    ns.do(work)
+    assert ns.links() == {"brlan"}
+
+
+# ---- moving away ----------------------------------------------------------------------------
+
+
+def test_a_forgotten_address_is_looked_for_everywhere_again(ns: Namespace) -> None:
+    async def work() -> None:
+        network = Network()
+        a, b, c = [await network.open_tap(f"tap{name}", LAN) for name in "abc"]
+        send(a, frame("ff:ff:ff:ff:ff:ff", A))  # the bridge learns where A is
+        assert receive(c, frame("ff:ff:ff:ff:ff:ff", A))
+        send(b, frame(A, B, b"known"))
+        assert receive(a, frame(A, B, b"known"))
+        assert not receive(c, frame(A, B, b"known"), STAYS_AWAY_S)
+        await network.forget(LAN, A)
+        await network.forget(LAN, A)
+        send(b, frame(A, B, b"sought"))
+        assert receive(c, frame(A, B, b"sought"))
+        assert receive(a, frame(A, B, b"sought"))
+        for tap in (a, b, c):
+            os.close(tap)
+
+    ns.do(work)
+
+
+def test_forgetting_leaves_other_addresses_other_switches_and_fixed_entries(ns: Namespace) -> None:
+    dmz = Switch(name="dmz")
+
+    def known() -> set[tuple[str, str]]:
+        done = subprocess.run(
+            ["bridge", "-n", ns.name, "-j", "fdb", "show"],
+            capture_output=True,
+            check=True,
+        )
+        return {(item["ifname"], item["mac"]) for item in json.loads(done.stdout)}
+
+    async def work() -> None:
+        network = Network()
+        a, b = await network.open_tap("tapa", LAN), await network.open_tap("tapb", dmz)
+        for tap, sender in ((a, A), (a, B), (b, A)):
+            send(tap, frame("ff:ff:ff:ff:ff:ff", sender))
+        await iproute.run(["bridge", *f"fdb add {C} dev tapa master static".split()])
+        before = known()
+        assert {("tapa", A), ("tapa", B), ("tapb", A), ("tapa", C)} <= before
+        await network.forget(LAN, A)
+        await network.forget(LAN, C)
+        assert known() == before - {("tapa", A)}
+        for tap in (a, b):
+            os.close(tap)
+
+    ns.do(work)
+
+
+def test_a_switch_without_bridge_cannot_forget(ns: Namespace) -> None:
+    async def work() -> None:
+        with pytest.raises(NetworkFailed, match="make bridge brlan forget"):
+            await Network().forget(LAN, A)
+
+    ns.do(work)
+
+
+# ---- VLANs ----------------------------------------------------------------------------------
+
+
+def test_a_vlan_is_refused_where_the_kernel_cannot_tag(ns: Namespace) -> None:
+    async def work() -> None:
+        network = Network(host="hv-a")
+        await network.ensure(LAN)
+        if network.can_tag:
+            pytest.skip("this kernel can")
+        with pytest.raises(
+            VLANUnsupported, match="switch lan cannot tag VLAN 7: the kernel of hv-a"
+        ):
+            await network.open_tap("tapa", LAN, 7)
+        assert not (await network.facts(LAN)).vlans
+
+    ns.do(work)
+    assert ns.links() == {"brlan"}
+
+
+# ---- switches by name -----------------------------------------------------------------------
+
+
+def test_a_switch_is_there_again_after_a_reboot(cable: Namespace, tmp_path: Path) -> None:
+    def boot() -> Switches:
+        switches = Switches(tmp_path / "switches", Network(host="hv-a"), host="hv-a")
+        switches.load()
+        return switches
+
+    async def work() -> None:
+        made = await boot().create(WIRED)
+        assert made == Switch(name="lan", bridge="brlan", uplink="up0")
+        cable.ip("link del brlan")
+        (tmp_path / "switches" / "bad.json").write_text("{")
+        again = boot()
+        await again.ensure()
+        assert again.list() == [made]
+        assert [facts.problem for facts in await again.facts()] == [""]
+        assert [damaged.key for damaged in again.damaged] == ["bad"]
+        with pytest.raises(SwitchExists):
+            await again.create(WIRED)
+        with pytest.raises(SwitchInUse, match="used by web"):
+            await again.delete("lan", lambda name: ["web"])
+        await again.delete("lan", lambda name: [])
+        with pytest.raises(SwitchNotFound):
+            again.get("lan")
+        assert boot().list() == []
+
+    cable.do(work)
+    assert cable.links() == {"up0", "far0"}
+
+
+def test_one_switch_that_cannot_be_made_does_not_stop_the_others(
+    cable: Namespace, tmp_path: Path
+) -> None:
+    async def work() -> None:
+        network = Network(host="hv-a")
+        switches = Switches(tmp_path, network, host="hv-a")
+        await switches.create(Switch(name="a", uplink="up0"))
+        await switches.create(Switch(name="b"))
+        for name in ("bra", "brb", "up0"):
+            cable.ip(f"link del {name}")
+        await switches.ensure()
+        found = {facts.switch.name: facts.problem for facts in await switches.facts()}
+        assert found == {"a": "hv-a has no interface up0", "b": ""}
+
+    cable.do(work)
+
+
+def test_a_switch_that_fails_leaves_no_record(ns: Namespace, tmp_path: Path) -> None:
+    async def work() -> None:
+        switches = Switches(tmp_path, Network(host="hv-a"), host="hv-a")
+        with pytest.raises(SwitchUnusable, match="hv-a has no interface up0"):
+            await switches.create(WIRED)
+        assert switches.list() == []
+
+    ns.do(work)
+    assert list(tmp_path.iterdir()) == []
+    assert ns.links() == set()
+
+
+def test_a_made_up_bridge_name_never_hits_a_bridge_of_somebody_else(
+    ns: Namespace, tmp_path: Path
+) -> None:
+    ns.ip("link add brlan type bridge")
+
+    async def work() -> None:
+        switches = Switches(tmp_path, Network(), host="hv-a")
+        with pytest.raises(SwitchUnusable, match="brlan exists already and was not made by Sterna"):
+            await switches.create(LAN)
+        await switches.create(Switch(name="lan", bridge="brlan"))
+        with pytest.raises(SwitchUnusable, match="brlan is the bridge of switch lan"):
+            await switches.create(Switch(name="other", bridge="brlan"))
+        await switches.delete("lan", lambda name: [])
+
+    ns.do(work)
+    assert ns.links() == {bridge_name(LAN)}
+    assert MARK not in ns.link("brlan").get("ifalias", "")
