@@ -47,11 +47,11 @@ def _open(path: Path) -> sqlite3.Connection:
         path, isolation_level=None, check_same_thread=False, timeout=BUSY_S
     )
     try:
+        check(connection)
+        migrate(connection)  # nothing is changed in a file that is not ours
+        connection.execute("SELECT seq, is_final, event, body FROM operation LIMIT 1")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA foreign_keys = ON")
-        check(connection)
-        migrate(connection)
-        connection.execute("SELECT seq, is_final, event, body FROM operation LIMIT 1")
     except sqlite3.OperationalError as error:
         connection.close()
         if "no such" in str(error) or "already exists" in str(error):

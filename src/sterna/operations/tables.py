@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sterna.errors import BadSpec
 from sterna.model.edge import parse_json
 from sterna.model.operation import LogLine, Operation
+
+logger = logging.getLogger(__name__)
 
 FIRST_LINES = 100  # never dropped: how it began
 
@@ -51,7 +55,7 @@ def save(
     )
     if updated.rowcount:
         return
-    connection.execute(
+    added = connection.execute(
         "INSERT INTO operation (id, kind, vm, vm_id, state, is_final, event, body)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (
@@ -65,11 +69,8 @@ def save(
             body,
         ),
     )
-    connection.execute(
-        "DELETE FROM operation WHERE is_final AND seq <="
-        " (SELECT seq FROM operation ORDER BY seq DESC LIMIT 1 OFFSET ?)",
-        (limits.operations,),
-    )
+    oldest = (added.lastrowid or 0) - limits.operations
+    connection.execute("DELETE FROM operation WHERE seq <= ? AND is_final", (oldest,))
 
 
 def add_line(
@@ -119,7 +120,7 @@ def thin(connection: sqlite3.Connection, operation: str, keep: int) -> None:
 
 def get(connection: sqlite3.Connection, operation: str) -> Operation | None:
     row = connection.execute("SELECT body FROM operation WHERE id = ?", (operation,)).fetchone()
-    return parse_json(Operation, row[0], f"operation {operation}") if row else None
+    return _read(row[0]) if row else None
 
 
 def list_operations(
@@ -131,7 +132,7 @@ def list_operations(
         " ORDER BY seq DESC LIMIT :limit",
         {"vm": vm, "kind": kind, "state": state, "limit": limit},
     )
-    return [parse_json(Operation, body, "an operation") for (body,) in rows]
+    return [found for (body,) in rows if (found := _read(body))]
 
 
 def unfinished(connection: sqlite3.Connection) -> list[Unfinished]:
@@ -146,14 +147,19 @@ def unfinished(connection: sqlite3.Connection) -> list[Unfinished]:
         """
     )
     return [
-        Unfinished(
-            operation=parse_json(Operation, body, "an operation"),
-            event=max(state, log, sample),
-            line=line,
-            samples=samples,
-        )
+        Unfinished(operation=found, event=max(state, log, sample), line=line, samples=samples)
         for body, state, log, sample, line, samples in rows
+        if (found := _read(body))
     ]
+
+
+def _read(body: str) -> Operation | None:
+    """One row that cannot be read is reported, and hides no other."""
+    try:
+        return parse_json(Operation, body, "an operation")
+    except BadSpec as error:
+        logger.error("a row of the journal cannot be read: %s (%.200s)", error, body)  # noqa: TRY400
+        return None
 
 
 def lines(connection: sqlite3.Connection, operation: str, after: int, limit: int) -> list[LogLine]:
