@@ -260,7 +260,7 @@ class VMLost(Failed):
 class QEMUMissing(Refused):
     code = "qemu.missing"
     text = "no QEMU at {path}: {reason}"
-    hint = "apt-get install qemu-system-x86"
+    hint = "apt-get install qemu-system-x86 qemu-utils"
 
 
 class QEMULost(Failed):
@@ -301,6 +301,12 @@ class ImageMissing(Refused):
     code = "image.missing"
     text = "{what} {path} does not exist on {host}"
     hint = "Put it there, or give another path"
+
+
+class ImageRefused(Refused):
+    code = "image.refused"
+    text = "image {path} cannot be used: {reason}"
+    hint = "Make one that stands alone with: qemu-img convert -O qcow2 {path} NEW.qcow2"
 
 
 class ImageFailed(Failed):

@@ -126,7 +126,7 @@ def build(  # noqa: PLR0913 - one argument for each thing that differs between t
         binary,
         *arguments,
         *_machine(spec, accel, firmware),
-        *_monitors(paths),
+        *monitors(paths),
         *_ports("nic", len(spec.nics), Layout.NIC_SLOTS),
         *_ports("disk", len(spec.disks), Layout.DISK_SLOTS),
         *_graphics(spec, paths),
@@ -184,7 +184,7 @@ def _cpu(model: str, accel: str) -> str:
     return f"{model},enforce=on" if accel == "kvm" else model
 
 
-def _monitors(paths: RunPaths) -> list[str]:
+def monitors(paths: RunPaths) -> list[str]:
     """Two: the second answers out of band, from a thread of its own, while the first hangs."""
     arguments = []
     for name, path in (("control", paths.control), ("oob", paths.oob)):

@@ -1,0 +1,144 @@
+"""Disk images, by `qemu-img` as a process.
+
+Promises: a file appears under its name only when it is whole and on the disk; nothing stays of one
+that failed or was cancelled; an existing file is never overwritten. Images that refer to other
+files are refused: their owner could read any file of the host through them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sterna.errors import ImageFailed, ImageRefused, QEMUMissing
+from sterna.units import format_size
+
+BINARY = "qemu-img"
+# qemu-img 7.2 reads differencing VHD and VDI images as if they had no parent, and reports success.
+READABLE = frozenset({"qcow2", "raw"})
+
+Format = Literal["qcow2", "raw"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInfo:
+    """Sizes in bytes."""
+
+    format: str
+    size: int  # that a guest sees
+    allocated: int  # on the host's disk
+    backing: str = ""  # the file that it is a difference to
+    data_file: str = ""  # the file that holds its data
+
+
+async def info(path: Path) -> ImageInfo:
+    """What `path` is; it may be in use. Raises ImageFailed, QEMUMissing."""
+    text = await _run("read", path, "info", "--output=json", "--force-share", _name(path))
+    answer = json.loads(text)
+    specific = answer.get("format-specific", {}).get("data", {})
+    return ImageInfo(
+        format=str(answer["format"]),
+        size=int(answer["virtual-size"]),
+        allocated=int(answer.get("actual-size", 0)),
+        backing=str(answer.get("backing-filename", "")),
+        data_file=str(specific.get("data-file", "")),
+    )
+
+
+async def create(path: Path, image_format: Format, size: int) -> None:
+    """A new, empty, thin image. Raises ImageFailed, QEMUMissing; then there is no such file."""
+    async with _new(path, "create") as part:
+        await _run("create", path, "create", "-q", "-f", image_format, _name(part), str(size))
+
+
+async def convert(source: Path, target: Path, image_format: Format, size: int | None) -> None:
+    """A copy of `source` that stands alone, grown to `size` if given.
+
+    Raises ImageRefused, ImageFailed, QEMUMissing; then there is no `target`.
+    """
+    found = await info(source)
+    _check(source, found, size)
+    async with _new(target, "make") as part:
+        formats = ("-f", found.format, "-O", image_format)
+        await _run("copy", source, "convert", "-q", *formats, _name(source), _name(part))
+        if size is not None and size > found.size:
+            await _run("grow", target, "resize", "-q", "-f", image_format, _name(part), str(size))
+
+
+def _check(source: Path, found: ImageInfo, size: int | None) -> None:
+    if found.format not in READABLE:
+        raise ImageRefused(path=source, reason=f"it is {found.format}, not qcow2 or raw")
+    if other := found.backing or found.data_file:
+        raise ImageRefused(path=source, reason=f"it refers to another file, {other}")
+    if size is not None and size < found.size:
+        raise ImageRefused(
+            path=source,
+            reason=f"it holds {format_size(found.size)}, more than the {format_size(size)} wanted",
+        )
+
+
+@contextlib.asynccontextmanager
+async def _new(path: Path, action: str) -> AsyncIterator[Path]:
+    """A temporary name beside `path`, which becomes `path` when the block ends well."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield part
+        await asyncio.to_thread(_finish, part, path)
+    except FileExistsError as error:
+        raise ImageFailed(action=action, path=path, reason="it exists already") from error
+    except OSError as error:
+        raise ImageFailed(action=action, path=path, reason=error.strerror) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _finish(part: Path, path: Path) -> None:
+    """Durable, then under its name. A link, unlike a rename, never replaces what is there."""
+    _sync(part)
+    os.link(part, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+async def _run(action: str, path: Path, *arguments: str) -> str:
+    """qemu-img's output; it is killed if we are cancelled."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            BINARY,
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except OSError as error:
+        raise QEMUMissing(path=BINARY, reason=error.strerror) from error
+    try:
+        output, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        reason = errors.decode(errors="replace").strip().removeprefix("qemu-img: ")
+        raise ImageFailed(action=action, path=path, reason=reason or f"status {process.returncode}")
+    return output.decode()
+
+
+def _name(path: Path) -> str:
+    """A file name that qemu-img never takes for a protocol (`nbd:…`) or an option."""
+    return str(path.absolute())
