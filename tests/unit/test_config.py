@@ -1,0 +1,113 @@
+"""sternad's configuration: merged in order, checked whole, refused with one clear sentence."""
+
+from pathlib import Path
+
+import pytest
+
+from sterna import config
+from sterna.errors import BadConfig
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text: str, **conf_d: str) -> config.Config:
+        (tmp_path / "sternad.toml").write_text(text)
+        (tmp_path / "conf.d").mkdir(exist_ok=True)
+        for name, extra in conf_d.items():
+            (tmp_path / "conf.d" / f"{name}.toml").write_text(extra)
+        return config.load(tmp_path / "sternad.toml")
+
+    return load
+
+
+def refusal(load, text: str, **conf_d: str) -> str:
+    with pytest.raises(BadConfig) as caught:
+        load(text, **conf_d)
+    assert "\n" not in caught.value.message
+    assert "pydantic" not in caught.value.message
+    return caught.value.message
+
+
+def test_nothing_listens_on_a_network_by_default(load):
+    got = load("")
+    assert got.listen is None
+    assert got.migration_address == ""
+    assert got.peers == {}
+    assert got.name
+    assert got.socket == Path("/run/sterna/sternad.sock")
+
+
+def test_everything_can_be_set(load):
+    got = load(
+        """
+        name = "hv-a"
+        state_dir = "/srv/state"
+        log_level = "debug"
+        [listen]
+        address = "192.0.2.1"
+        port = 7000
+        [migration]
+        address = "198.51.100.1"
+        reserve_memory = "1GiB"
+        [qemu]
+        accel = "tcg"
+        arguments = ["-L", "/opt/qemu"]
+        [peers.hv-b]
+        url = "https://192.0.2.2:7443"
+        certificate = "/etc/sterna/peers/hv-b.pem"
+        """
+    )
+    assert got.name == "hv-a"
+    assert got.listen == config.Listen(address="192.0.2.1", port=7000)
+    assert got.migration_address == "198.51.100.1"
+    assert got.migration.reserve_memory == 1 << 30
+    assert got.qemu.arguments == ("-L", "/opt/qemu")
+    assert got.peers["hv-b"].certificate == Path("/etc/sterna/peers/hv-b.pem")
+
+
+def test_moves_arrive_where_the_listener_is_unless_said_otherwise(load):
+    assert load('[listen]\naddress = "192.0.2.1"').migration_address == "192.0.2.1"
+
+
+def test_files_of_conf_d_are_merged_by_key_and_the_last_wins(load):
+    got = load(
+        'name = "hv-a"\n[qemu]\naccel = "kvm"\nbinary = "/opt/q"',
+        **{"10-first": '[qemu]\naccel = "tcg"', "20-second": 'name = "hv-z"'},
+    )
+    assert (got.name, got.qemu.accel, got.qemu.binary) == ("hv-z", "tcg", "/opt/q")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('nmae = "x"', "unknown key 'nmae'"),
+        ('[qemu]\nacel = "kvm"', "unknown key 'qemu.acel'"),
+        ("[peers.b]\nurl = 'https://192.0.2.2'", "peers.b.certificate"),
+        ('[qemu]\naccel = "hvf"', "qemu.accel"),
+        ('[listen]\naddress = "the office"', "listen.address"),
+        ('[migration]\naddress = "300.1.1.1"', "migration.address"),
+        ('[migration]\nreserve_memory = "-1GiB"', "'-1GiB' is not a size"),
+        ('name = "a"\n[peers.a]\nurl="https://192.0.2.2"\ncertificate="/c"', "not its own peer"),
+        ('[peers.b]\nurl="http://192.0.2.2"\ncertificate="/c"', "must begin with https://"),
+        ("name = ", "not valid TOML"),
+    ],
+)
+def test_a_mistake_is_named(load, text, words):
+    message = refusal(load, text)
+    assert words in message
+    assert "sternad.toml" in message
+
+
+def test_a_mistake_in_conf_d_names_that_file(load):
+    assert "50-bad.toml" in refusal(load, "", **{"50-bad": "[[["})
+
+
+def test_a_named_file_that_is_missing_is_an_error(tmp_path):
+    with pytest.raises(BadConfig, match="No such file"):
+        config.load(tmp_path / "absent.toml")
+
+
+def test_bytes_that_are_no_text_are_an_error(tmp_path):
+    (tmp_path / "sternad.toml").write_bytes(b"name = '\xff'")
+    with pytest.raises(BadConfig, match="not valid TOML"):
+        config.load(tmp_path / "sternad.toml")
