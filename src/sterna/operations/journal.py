@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sterna import clock
 from sterna.errors import JournalCorrupt
 from sterna.model.operation import LogLine, Operation
 from sterna.operations import tables
@@ -32,6 +33,7 @@ T = TypeVar("T")
 Change = Callable[[sqlite3.Connection], Any]
 
 BATCH = 256  # changes in one transaction, so that a busy host costs one fsync, not hundreds
+REPEAT_S = 300.0  # between two lines of the log about the same trouble
 MAX_QUEUED = 20_000  # with the disk stuck, samples and lines beyond this are dropped: ~10 MB
 
 
@@ -51,6 +53,8 @@ class Journal:
         self.limits = limits or Limits()
         self.damaged: list[JournalCorrupt] = earlier(path)
         self.problem = ""  # why it cannot be written now; empty: it can
+        self._told_bad: float | None = None  # when; a disk that is nearly full fails now and then
+        self._told_good = True
         self._owed: dict[str, _Item] = {}  # newest states not written yet; writer only
         self._connection = self._open()
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
@@ -186,8 +190,10 @@ class Journal:
                 return
         self._owed.clear()
         if self.problem and self._has_file():
-            log.warning("the journal is written again")
             self.problem = ""
+            if not self._told_good:
+                self._told_good = True
+                log.warning("the journal is written again")
 
     def _transact(self, items: list[_Item]) -> None:
         level = "FULL" if any(item.durable for item in items) else "NORMAL"
@@ -209,10 +215,10 @@ class Journal:
         for item in items:
             if item.owed:
                 self._owed[item.owed] = replace(item, durable=True)
-        problem = f"the journal {self.path} cannot be written: {error}"
-        if problem != self.problem:
-            self.problem = problem
-            log.error("%s; operations go on, their history has gaps", problem)
+        self.problem = f"the journal {self.path} cannot be written: {error}"
+        if self._told_bad is None or clock.monotonic() - self._told_bad > REPEAT_S:
+            self._told_bad, self._told_good = clock.monotonic(), False
+            log.error("%s; operations go on, their history has gaps", self.problem)
 
     def _has_file(self) -> bool:
         return bool(self._connection.execute("PRAGMA database_list").fetchone()[2])

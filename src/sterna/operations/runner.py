@@ -16,7 +16,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sterna import clock
 from sterna.errors import (
@@ -49,6 +49,13 @@ ENDED_KEPT = 100  # ended operations in memory: for those who ask at once, and f
 EVENT_GAP = 1_000_000  # between the numbers of two lives: more than a crash can lose unwritten
 
 
+class Ended(NamedTuple):
+    """The last snapshot of an operation, and the number of the event that told it."""
+
+    operation: Operation
+    event: int
+
+
 class Runner:
     """One for a daemon. `host` is its name, for errors. Use it from one event loop."""
 
@@ -57,7 +64,7 @@ class Runner:
         self.hub = Hub()
         self._host = host
         self._live: dict[str, Live] = {}
-        self._ended: OrderedDict[str, Operation] = OrderedDict()
+        self._ended: OrderedDict[str, Ended] = OrderedDict()
         self._found: dict[str, Unfinished] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._closing = False
@@ -165,7 +172,8 @@ class Runner:
 
     async def get(self, operation: str) -> Operation:
         """Raises OperationNotFound."""
-        found = self.live(operation) or self._ended.get(operation)
+        ended = self._ended.get(operation)
+        found = self.live(operation) or (ended.operation if ended else None)
         found = found or await self._read(self.journal.get(operation), None)
         if found is None:
             raise OperationNotFound(operation=operation, host=self._host)
@@ -177,7 +185,10 @@ class Runner:
         """Newest first. What the journal could not write is there as long as it is in memory."""
         asked = self.journal.newest(vm=vm, kind=kind, state=state, limit=limit)
         found = {one.id: one for one in await self._read(asked, [])}
-        held = [*self._ended.values(), *(live.operation for live in self._live.values())]
+        held = [
+            *(one.operation for one in self._ended.values()),
+            *(live.operation for live in self._live.values()),
+        ]
         found |= {
             one.id: one
             for one in held
@@ -223,18 +234,17 @@ class Runner:
     async def _replay(
         self, operation: Operation, after: int, upto: int | None
     ) -> AsyncIterator[Event]:
-        told_state = False
         while True:
             asked = self.journal.events(operation.id, after, upto)
             page = await self._read(asked, [])
             for one in page:
                 after = one.number
-                told_state = told_state or one.kind == "state"
                 yield Event(one.number, one.kind, one.data)
             if not page:
                 break
-        if upto is None and not told_state and operation.id in self._ended:
-            yield Event(after + 1, "state", dump_json(operation).decode())
+        ended = self._ended.get(operation.id)
+        if upto is None and ended and ended.event > after:  # the journal could not write it
+            yield Event(ended.event, "state", dump_json(ended.operation).decode())
 
     async def _read(self, asked: Awaitable[T], default: T) -> T:
         try:
@@ -281,7 +291,7 @@ class Runner:
         live.subscribers.end()
         if live.operation.state.is_final:
             del self._live[live.operation.id]
-            self._ended[live.operation.id] = live.operation
+            self._ended[live.operation.id] = Ended(live.operation, live.event)
             if len(self._ended) > ENDED_KEPT:
                 self._ended.popitem(last=False)
         live.task = None
