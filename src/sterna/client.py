@@ -12,12 +12,13 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
+from sterna.clock import monotonic
 from sterna.errors import (
     AnswerLost,
     BadConfig,
@@ -43,7 +44,7 @@ MAX_ERROR = 1 << 20  # bytes of an error body that are read
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One server-sent event; `id` is what to resume after."""
+    """One server-sent event; `id` is what to resume after. Without a name: a sign of life."""
 
     id: str
     name: str
@@ -102,18 +103,21 @@ class Client:
     def delete(self, path: str, query: Mapping[str, Any] | None = None) -> Any:
         return self._ask("DELETE", path + _query(query), None, CHANGE_S)
 
-    def events(self, path: str, after: str = "", quiet_s: float = QUIET_S) -> Generator[Event]:
+    def events(
+        self, path: str, after: str = "", quiet_s: float = QUIET_S, until: float | None = None
+    ) -> Generator[Event]:
         """Server-sent events of `path` after the event `after`, until the daemon ends the stream.
 
-        TimeoutError after `quiet_s` without a byte in the stream; Unreachable if there is no
-        stream or its connection breaks. Close the generator to hang up.
+        TimeoutError after `quiet_s` without a byte in the stream, or when the monotonic clock
+        says `until`; Unreachable if there is no stream or its connection breaks. Close the
+        generator to hang up.
         """
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
         connection = self._connect(quiet_s)
         response = None
         try:
             response = self._send(connection, "GET", path, None, headers)
-            yield from _events(response)
+            yield from _events(response, lambda: _patience(connection, quiet_s, until))
         except TimeoutError as error:
             if response is not None:
                 raise
@@ -277,11 +281,26 @@ def _pins(file: Path) -> list[bytes]:
     return found
 
 
-def _events(response: http.client.HTTPResponse) -> Generator[Event]:
+def _patience(connection: http.client.HTTPConnection, quiet_s: float, until: float | None) -> None:
+    """Bound the next read. TimeoutError if it is too late already."""
+    left = quiet_s if until is None else min(quiet_s, until - monotonic())
+    if left <= 0:
+        raise TimeoutError
+    if connection.sock is not None:
+        connection.sock.settimeout(left)
+
+
+def _events(
+    response: http.client.HTTPResponse, before_read: Callable[[], None]
+) -> Generator[Event]:
     """Parse an event stream (WHATWG HTML, section 9.2) as far as sternad uses it."""
     name, last = "message", ""
     data: list[str] = []
-    while line := response.readline():
+    while True:
+        before_read()
+        line = response.readline()
+        if not line:
+            return
         text = line.decode(errors="replace").rstrip("\r\n")
         if not text:
             if data:
@@ -289,6 +308,8 @@ def _events(response: http.client.HTTPResponse) -> Generator[Event]:
             name, data = "message", []
             continue
         key, _, value = text.partition(":")
+        if not key:
+            yield Event("", "", None)
         value = value.removeprefix(" ")
         if key == "event":
             name = value

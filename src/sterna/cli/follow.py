@@ -119,10 +119,8 @@ class Follower:
     def _stream(self, deadline: float | None, doubt_s: float | None) -> None:
         """Take events until the end of the operation, of the stream, or of a limit."""
         quiet_s = QUIET_S if doubt_s is None else min(QUIET_S, doubt_s)
-        if deadline is not None:
-            quiet_s = max(0.05, min(quiet_s, deadline - monotonic()))
-        came = False
-        with closing(self.client.events(f"{self._path}/events", self._after, quiet_s)) as events:
+        path, came = f"{self._path}/events", False
+        with closing(self.client.events(path, self._after, quiet_s, deadline)) as events:
             while (
                 event := self._interrupts.wait(lambda: next(events, None), self._seen)
             ) is not None:

@@ -75,7 +75,7 @@ def show(settings: Settings, name: str | None) -> None:
 )
 @click.pass_obj
 def certificate(settings: Settings) -> None:
-    """Print this machine's certificate, by which others know that it is this host.
+    """Print this machine's certificate, by which others know it.
 
     It is read from this machine's own files and never asked for over a network: run it on the
     host whose certificate you want.

@@ -28,7 +28,7 @@ pool = group(
 @click.option("--shared", is_flag=True, help="Other hosts mount the same directory.")
 @click.pass_obj
 def create(settings: Settings, name: str, path: str, shared: bool) -> None:
-    """Declare a directory as a pool; --shared if other hosts have the very same directory."""
+    """Declare a directory as a pool, shared if other hosts have the same one."""
     from sterna.cli.output import document, line  # noqa: PLC0415 - start-up time
     from sterna.cli.place_view import pool_text  # noqa: PLC0415
 

@@ -83,7 +83,7 @@ class Lines(Display):
             self._steps += 1
             self.print(step_line(step))
         now = (operation["state"], operation.get("phase"))
-        if now != self._last:
+        if now != self._last and not operation.get("ended"):
             self._last = now
             self.began(operation)
 

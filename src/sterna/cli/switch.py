@@ -21,7 +21,7 @@ switch = group(
 @click.option("--bridge", metavar="BRIDGE", help="Name of its Linux bridge. Default: made up.")
 @click.pass_obj
 def create(settings: Settings, name: str, uplink: str | None, bridge: str | None) -> None:
-    """Create a virtual switch: a Linux bridge, with an uplink if it reaches beyond the host."""
+    """Create a virtual switch, with an uplink if it reaches beyond the host."""
     from sterna.cli.output import document, line  # noqa: PLC0415 - start-up time
     from sterna.cli.place_view import switch_text  # noqa: PLC0415
 
