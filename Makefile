@@ -10,7 +10,7 @@ ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 PYTEST = $(BIN)/python -m pytest
 ROOT_PYTEST = $(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTEST) -p no:cacheprovider
 
-.PHONY: help setup setup-dev demo test lint format unit golden functional faults ui bench docs \
+.PHONY: help setup setup-dev install demo test lint format unit golden functional faults ui bench docs \
 	clean distclean
 
 help: ## this list
@@ -19,6 +19,9 @@ help: ## this list
 
 setup: ## install what is missing: Debian packages by apt-get, Python packages into .venv
 	@scripts/setup run
+
+install: ## make this machine a Sterna host: /opt/sterna, /etc/sterna, systemd unit (root)
+	$(ROOT) scripts/install
 
 setup-dev:
 	@scripts/setup dev
