@@ -20,6 +20,7 @@ _KEY = re.compile(
 _QUIET = (
     "uvicorn",
     "asyncio",
+    "httpx2",
     "qemu.qmp",
 )  # their everyday words are of no use to an administrator
 

@@ -19,7 +19,9 @@ from sterna.operations.hub import Event
 
 log = logging.getLogger(__name__)
 
-ALIVE_S = 15.0  # a comment that often shows both sides that the other is there
+ALIVE_S = (
+    10.0  # a comment that often shows both sides that the other is there; clients give up after 20
+)
 SLOW_S = 30.0  # a reader that takes nothing for so long is gone or stuck
 GOODBYE_S = 1.0  # for the end of a stream at shutdown
 ABORT = "abort"  # key of scope["state"]: drops the connection at once

@@ -72,12 +72,16 @@ async def listen(app: FastAPI, path: Path, https: HTTPS | None = None) -> AsyncI
             for listener, server in listeners:
                 group.create_task(server.serve(sockets=[listener]), name="listener")
                 await server.ready.wait()
+            failure: BaseException | None = None
             try:
                 yield Listening(socket=path, port=port)
-            finally:
-                app.state.closing.set()
-                for _, server in listeners:
-                    server.stop()
+            except BaseException as error:  # noqa: BLE001 - raised below, without the group around it
+                failure = error
+            app.state.closing.set()
+            for _, server in listeners:
+                server.stop()
+    if failure is not None:
+        raise failure
 
 
 class _Connection(H11Protocol):
