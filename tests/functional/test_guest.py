@@ -81,8 +81,12 @@ async def test_memory_of_each_pattern_is_written_and_is_right(tmp_path, guest):
             checked = await console.ask("verify")
             assert (checked["pages"], checked["bad"]) == (4096, 0), pattern
             assert checked["generations"] > 4096
-        await console.ask("mem off")
         assert (await console.ask("status"))["mem"]["bad"] == 0
+        await console.ask("mem size_mb=4 pattern=text")
+        await console.ask("mem spoil")
+        spoilt = await console.ask("verify")
+        assert (spoilt["bad"], spoilt["first_bad"]) == (1, 512)
+        await console.ask("mem off")
         for wrong in ("mem size_mb=900000", "mem size=1", "disk rate=5", "nonsense", "mem x"):
             with pytest.raises(OrderRefused):
                 await console.ask(wrong)

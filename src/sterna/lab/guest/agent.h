@@ -46,6 +46,7 @@ void memory_start(void);
 const char *memory_set(uint64_t mebibytes, uint64_t rate_mb, enum pattern, enum fill);
 const char *memory_off(void);
 const char *memory_verify(struct text *out);
+const char *memory_spoil(void);
 void memory_report(struct text *out);
 uint64_t memory_writes(void);
 uint64_t memory_dirtied(void);

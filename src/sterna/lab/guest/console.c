@@ -24,7 +24,7 @@
 #define BUTTONS 8
 #define HELP                                                                                      \
     "status | mem size_mb=N rate_mb=N pattern=touch|random|text [fill=none|random|text|mixed] | " \
-    "mem off | verify | disk rate=N [span_mb=N] | disk off | diskverify | poweroff | reboot | "   \
+    "mem off | mem spoil | verify | disk rate=N [span_mb=N] | disk off | diskverify | poweroff | reboot | "   \
     "help; any order may end in id=N"
 
 struct option {
@@ -85,6 +85,8 @@ static const char *order_memory(char *rest)
     const char *refusal;
     if (rest && !strcmp(rest, "off"))
         return memory_off();
+    if (rest && !strcmp(rest, "spoil"))
+        return memory_spoil();
     if ((refusal = parse(rest, options, 4)) || (refusal = number(options[0], 0, &size))
         || (refusal = number(options[1], 0, &rate)))
         return refusal;

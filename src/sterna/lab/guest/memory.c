@@ -215,6 +215,19 @@ const char *memory_verify(struct text *out)
     return NULL;
 }
 
+/* Damages one page, so that a test can see that damage is found. */
+const char *memory_spoil(void)
+{
+    const char *refusal = "there is no memory workload";
+    pthread_mutex_lock(&lock);
+    if (pages) {
+        region[pages / 2 * WORDS + WORDS / 2] ^= 1;
+        refusal = NULL;
+    }
+    pthread_mutex_unlock(&lock);
+    return refusal;
+}
+
 void memory_report(struct text *out)
 {
     static const char *names[] = {"touch", "random", "text"};
