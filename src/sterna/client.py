@@ -9,13 +9,12 @@ travels over TLS only. Imports no server library: the command line starts with t
 
 from __future__ import annotations
 
-import http.client
 import json
 import socket
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from sterna.clock import monotonic
@@ -29,9 +28,7 @@ from sterna.errors import (
     SternaError,
     from_problem,
 )
-
-if TYPE_CHECKING:
-    import ssl
+from sterna.http1 import Answer, BadAnswer, Connection
 
 DEFAULT_SOCKET = Path("/run/sterna/sternad.sock")
 DEFAULT_PORT = 7443
@@ -39,7 +36,6 @@ CONNECT_S = 10.0  # a host that takes longer to accept is not answering
 READ_S = 30.0  # questions are answered from memory
 CHANGE_S = 1800.0  # creating a VM may copy an image
 QUIET_S = 20.0  # an event stream silent for so long is asked for again: the peer may be gone
-MAX_ERROR = 1 << 20  # bytes of an error body that are read
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +47,85 @@ class Event:
     data: Any
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
+class Events:
+    """An open event stream: an iterator until the daemon ends it. Close it if you leave early.
 
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+    TimeoutError after `quiet_s` without a byte in the stream, or when the monotonic clock says
+    `until`; Unreachable if the stream never began or its connection broke.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        begin: Callable[[], Answer],
+        unreachable: Callable[[Exception], SternaError],
+        limits: tuple[float, float | None],
+    ) -> None:
+        self._connection = connection
+        self._begin = begin
+        self._unreachable = unreachable
+        self._quiet_s, self._until = limits
+        self._events = self._all()
+
+    def __iter__(self) -> Events:
+        return self
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def hang_up(self) -> None:
+        """Make a waiting `next` end with Unreachable; safe in a signal handler."""
+        self._connection.hang_up()
+
+    def close(self) -> None:
+        self._events.close()
+        self._connection.close()
+
+    def _all(self) -> Generator[Event]:
+        began = False
+        try:
+            answer = self._begin()
+            began = True
+            yield from self._parsed(answer)
+        except TimeoutError as error:
+            if began:
+                raise
+            raise self._unreachable(error) from error
+        except (OSError, BadAnswer, ValueError) as error:
+            raise self._unreachable(error) from error
+        finally:
+            self._connection.close()
+
+    def _parsed(self, answer: Answer) -> Generator[Event]:
+        """Parse the stream (WHATWG HTML, section 9.2) as far as sternad uses it."""
+        name, last = "message", ""
+        data: list[str] = []
+        self._limit()
+        for line in answer.lines():
+            text = line.decode(errors="replace")
+            if not text:
+                if data:
+                    yield Event(last, name, json.loads("\n".join(data)))
+                name, data = "message", []
+            else:
+                key, _, value = text.partition(":")
+                value = value.removeprefix(" ")
+                if not key:
+                    yield Event("", "", None)
+                elif key == "event":
+                    name = value
+                elif key == "data":
+                    data.append(value)
+                elif key == "id":
+                    last = value
+            self._limit()
+
+    def _limit(self) -> None:
+        """Bound the next read. TimeoutError if it is too late already."""
+        left = self._quiet_s if self._until is None else self._until - monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.limit(min(left, self._quiet_s))
 
 
 class Client:
@@ -105,36 +171,21 @@ class Client:
 
     def events(
         self, path: str, after: str = "", quiet_s: float = QUIET_S, until: float | None = None
-    ) -> Generator[Event]:
-        """Server-sent events of `path` after the event `after`, until the daemon ends the stream.
-
-        TimeoutError after `quiet_s` without a byte in the stream, or when the monotonic clock
-        says `until`; Unreachable if there is no stream or its connection breaks. Close the
-        generator to hang up.
-        """
+    ) -> Events:
+        """Server-sent events of `path` after the event `after`; see Events for the limits."""
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
         connection = self._connect(quiet_s)
-        response = None
-        try:
-            response = self._send(connection, "GET", path, None, headers)
-            yield from _events(response, lambda: _patience(connection, quiet_s, until))
-        except TimeoutError as error:
-            if response is not None:
-                raise
-            raise self._unreachable(error) from error
-        except (OSError, http.client.HTTPException) as error:
-            raise self._unreachable(error) from error
-        except ValueError as error:
-            raise self._foreign("its events are not JSON") from error
-        finally:
-            connection.close()
+
+        def begin() -> Answer:
+            return self._send(connection, "GET", path, None, headers)
+
+        return Events(connection, begin, self._unreachable, (quiet_s, until))
 
     def _ask(self, method: str, path: str, body: Any, wait_s: float) -> Any:
         connection = self._connect(wait_s)
         try:
-            response = self._send(connection, method, path, body, {})
-            text = response.read()
-        except (OSError, http.client.HTTPException) as error:
+            text = self._send(connection, method, path, body, {}).read()
+        except (OSError, BadAnswer) as error:
             if method == "GET":
                 raise self._unreachable(error) from error
             raise AnswerLost(
@@ -144,46 +195,42 @@ class Client:
             connection.close()
         return self._decode(text) if text else None
 
-    def _connect(self, wait_s: float) -> http.client.HTTPConnection:
-        """An open connection whose reads wait `wait_s`; nothing has been sent yet."""
-        if self.is_local:
-            connection: http.client.HTTPConnection = _UnixConnection(self._path, self._connect_s)
-        else:
-            connection = http.client.HTTPSConnection(
-                self._host, self._port, timeout=self._connect_s, context=self._tls()
-            )
+    def _connect(self, wait_s: float) -> Connection:
+        """A connection whose reads wait `wait_s`; nothing has been sent yet."""
+        sock: socket.socket | None = None
         try:
-            connection.connect()
-            self._check_pin(connection)
-            connection.sock.settimeout(wait_s)
+            if self.is_local:
+                sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                sock.settimeout(self._connect_s)
+                sock.connect(self._path)
+            else:
+                sock = socket.create_connection((self._host, self._port), self._connect_s)
+                sock = self._secured(sock)
+            sock.settimeout(wait_s)
         except BaseException as error:
-            connection.close()
+            if sock is not None:
+                sock.close()
             if isinstance(error, OSError):
                 raise self._unreachable(error) from error
             raise
-        return connection
+        return Connection(sock)
 
     def _send(
-        self,
-        connection: http.client.HTTPConnection,
-        method: str,
-        path: str,
-        body: Any,
-        headers: dict[str, str],
-    ) -> http.client.HTTPResponse:
-        """The response, its body not yet read. Raises the daemon's error if it answers with one."""
-        headers = {"Accept": "application/json", **headers}
+        self, connection: Connection, method: str, path: str, body: Any, headers: dict[str, str]
+    ) -> Answer:
+        """The answer, its body not yet read. Raises the daemon's error if it answers with one."""
+        host = "localhost" if self.is_local else urlsplit(self.url).netloc.rpartition("@")[2]
+        headers = {"Host": host, "Accept": "application/json", "Connection": "close", **headers}
         data = None
         if body is not None:
             data = json.dumps(body).encode()
             headers["Content-Type"] = "application/json"
         if self._token and not self.is_local:
             headers["Authorization"] = f"Bearer {self._token}"
-        connection.request(method, path, body=data, headers=headers)
-        response = connection.getresponse()
-        if response.status >= 400:
-            raise self._problem(response.status, response.read(MAX_ERROR))
-        return response
+        answer = connection.ask(method, path, headers, data)
+        if answer.status >= 400:
+            raise self._problem(answer.status, answer.read())
+        return answer
 
     def _decode(self, text: bytes) -> Any:
         try:
@@ -204,42 +251,41 @@ class Client:
         return DaemonUnreachable(url=self.url, reason=f"{reason}; is it sternad?")
 
     def _unreachable(self, error: Exception) -> SternaError:
-        import ssl  # noqa: PLC0415 - already loaded by http.client, named here only
-
-        if isinstance(error, ssl.SSLCertVerificationError):
-            reason = error.verify_message or "it cannot be verified"
-            return HostNotTrusted(url=self.url, reason=reason.lower())
-        if self.is_local and isinstance(error, PermissionError):
+        if not self.is_local:
+            return self._remote_unreachable(error)
+        if isinstance(error, PermissionError):
             return NotAllowed(
                 what=f"using {self._path}",
                 reason="the socket of sternad is for root only",
                 fix="Run the command with sudo, or use --host https://HOST with a token",
             )
-        if self.is_local:
-            return DaemonUnreachable(url=self.url, reason=_reason(error))
+        return DaemonUnreachable(url=self.url, reason=_reason(error))
+
+    def _remote_unreachable(self, error: Exception) -> SternaError:
+        import ssl  # noqa: PLC0415 - loaded already, by the connection
+
+        if isinstance(error, ssl.SSLCertVerificationError):
+            reason = error.verify_message or "it cannot be verified"
+            return HostNotTrusted(url=self.url, reason=reason.lower())
         return HostUnreachable(peer=self._host, url=self.url, reason=_reason(error))
 
-    def _tls(self) -> ssl.SSLContext:
-        import ssl  # noqa: PLC0415 - needed for HTTPS only
+    def _secured(self, sock: socket.socket) -> socket.socket:
+        """TLS over `sock`, to the right host: nothing is sent to any other."""
+        import ssl  # noqa: PLC0415 - start-up time of those who do not need it
 
         if self._certificate is None:
             context = ssl.create_default_context()
-        else:  # _check_pin is stricter than any name or authority
+        else:  # the pin below is stricter than any name or authority
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         context.minimum_version = ssl.TLSVersion.TLSv1_3
-        return context
-
-    def _check_pin(self, connection: http.client.HTTPConnection) -> None:
-        """Before anything is sent: the host's certificate is one of the pinned ones."""
-        if self._certificate is None or self.is_local:
-            return
-        import ssl  # noqa: PLC0415 - needed for HTTPS only
-
-        assert isinstance(connection.sock, ssl.SSLSocket)
-        if connection.sock.getpeercert(binary_form=True) not in _pins(self._certificate):
+        pins = None if self._certificate is None else _pins(self._certificate)
+        secured = context.wrap_socket(sock, server_hostname=self._host)
+        if pins is not None and secured.getpeercert(binary_form=True) not in pins:
+            secured.close()
             raise HostNotTrusted(url=self.url, reason=f"it is not the one in {self._certificate}")
+        return secured
 
 
 def segment(name: str) -> str:
@@ -279,41 +325,3 @@ def _pins(file: Path) -> list[bytes]:
     if not found:
         raise BadConfig(path=file, reason="holds no certificate in PEM form")
     return found
-
-
-def _patience(connection: http.client.HTTPConnection, quiet_s: float, until: float | None) -> None:
-    """Bound the next read. TimeoutError if it is too late already."""
-    left = quiet_s if until is None else min(quiet_s, until - monotonic())
-    if left <= 0:
-        raise TimeoutError
-    if connection.sock is not None:
-        connection.sock.settimeout(left)
-
-
-def _events(
-    response: http.client.HTTPResponse, before_read: Callable[[], None]
-) -> Generator[Event]:
-    """Parse an event stream (WHATWG HTML, section 9.2) as far as sternad uses it."""
-    name, last = "message", ""
-    data: list[str] = []
-    while True:
-        before_read()
-        line = response.readline()
-        if not line:
-            return
-        text = line.decode(errors="replace").rstrip("\r\n")
-        if not text:
-            if data:
-                yield Event(last, name, json.loads("\n".join(data)))
-            name, data = "message", []
-            continue
-        key, _, value = text.partition(":")
-        if not key:
-            yield Event("", "", None)
-        value = value.removeprefix(" ")
-        if key == "event":
-            name = value
-        elif key == "data":
-            data.append(value)
-        elif key == "id":
-            last = value

@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -191,11 +192,12 @@ def test_a_limit_holds_however_lively_the_stream_is(sternad):
     sternad.add_vm("web")
     client = Client(sternad.url)
     operation = client.post("/v1/vms/web:stop", {})
-    events = client.events(f"/v1/operations/{operation['id']}/events", until=monotonic() + 0.2)
-    assert next(events).name == "state"
-    assert next(events) == Event("", "", None)
-    with pytest.raises(TimeoutError):
-        next(events)
+    path = f"/v1/operations/{operation['id']}/events"
+    with closing(client.events(path, until=monotonic() + 0.2)) as events:
+        assert next(events).name == "state"
+        assert next(events) == Event("", "", None)
+        with pytest.raises(TimeoutError):
+            next(events)
     sternad.operations[operation["id"]].phase("tidy")
 
 
@@ -204,13 +206,27 @@ def test_a_silent_stream_is_a_timeout_and_a_broken_one_is_unreachable(sternad):
     sternad.add_vm("web")
     client = Client(sternad.url)
     path = f"/v1/operations/{client.post('/v1/vms/web:stop', {})['id']}/events"
-    silent = client.events(path, quiet_s=0.05)
-    assert next(silent).name == "state"
-    with pytest.raises(TimeoutError):
-        next(silent)
-    list_of_events = client.events(path)
-    next(list_of_events)
-    sternad.stop()
-    assert list(list_of_events) == []
+    with closing(client.events(path, quiet_s=0.05)) as silent:
+        assert next(silent).name == "state"
+        with pytest.raises(TimeoutError):
+            next(silent)
+    with closing(client.events(path)) as broken:
+        assert next(broken).name == "state"
+        sternad.stop()
+        with pytest.raises(DaemonUnreachable, match="the connection ended"):
+            next(broken)
     with pytest.raises(DaemonUnreachable):
-        next(client.events(path))
+        client.events(path)
+
+
+def test_a_waiting_reader_can_be_woken_as_if_the_daemon_had_gone(sternad):
+    sternad.play = lambda operation: operation.wait(lambda: operation.facts["phase"] == "tidy")
+    sternad.add_vm("web")
+    client = Client(sternad.url)
+    operation = client.post("/v1/vms/web:stop", {})
+    with closing(client.events(f"/v1/operations/{operation['id']}/events")) as events:
+        assert next(events).name == "state"
+        threading.Timer(0.02, events.hang_up).start()
+        with pytest.raises(DaemonUnreachable):
+            next(events)
+    sternad.operations[operation["id"]].phase("tidy")

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from types import FrameType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 from sterna.cli.command import Settings
 from sterna.cli.progress import Display, display
@@ -26,19 +26,19 @@ DOUBT_S = 30.0  # the other side is asked again and again; a short silence is no
 FINAL = ("succeeded", "warned", "failed", "cancelled", "partial")
 EXIT = {"succeeded": 0, "warned": 10, "cancelled": 7, "partial": 11, "unknown": 9}
 STILL_RUNNING = 8
-T = TypeVar("T")
-
-
-class Interrupted(Exception):
-    """Ctrl-C came while we waited."""
+IMPATIENT = 3  # times Ctrl-C
 
 
 class Interrupts:
-    """Ctrl-C as a count. It breaks into a wait, never into anything else."""
+    """Ctrl-C as a count; it also ends the wait that is going on. Nothing is torn apart by it.
+
+    Nothing is raised where the signal happens to arrive, so none is lost there; only a user who
+    presses it again and again gets Python's own way, which ends at once.
+    """
 
     def __init__(self) -> None:
         self.count = 0
-        self._waiting = False
+        self._end_wait: Callable[[], None] | None = None
         self._previous: Any = None
 
     def __enter__(self) -> Self:
@@ -48,21 +48,21 @@ class Interrupts:
     def __exit__(self, *_error: object) -> None:
         signal.signal(signal.SIGINT, self._previous)
 
-    def wait(self, work: Callable[[], T], seen: int) -> T:
-        """The result of `work`; Interrupted as soon as there are more than `seen` Ctrl-C."""
-        self._waiting = True
+    @contextmanager
+    def ending(self, wait: Callable[[], None]) -> Iterator[None]:
+        """While this lasts, Ctrl-C calls `wait`, which must be safe in a signal handler."""
+        self._end_wait = wait
         try:
-            if self.count > seen:
-                raise Interrupted
-            return work()
+            yield
         finally:
-            self._waiting = False
+            self._end_wait = None
 
     def _heard(self, _signal: int, _frame: FrameType | None) -> None:
         self.count += 1
-        if self._waiting:
-            self._waiting = False
-            raise Interrupted
+        if self._end_wait is not None:
+            self._end_wait()
+        if self.count >= IMPATIENT:
+            raise KeyboardInterrupt
 
 
 class Follower:
@@ -105,14 +105,14 @@ class Follower:
                 self._stream(deadline, doubt_s)
             except TimeoutError:
                 pass
-            except Interrupted:
-                if not self._ask_to_cancel():
-                    break
             except Unreachable as error:
-                self._wait_for_daemon(error)
-            if self.state not in FINAL and (
-                _is_past(deadline) or self._doubts_longer_than(doubt_s)
-            ):
+                if not self._is_interrupted:
+                    self._wait_for_daemon(error)
+            except KeyboardInterrupt:
+                break
+            if self.state in FINAL or _is_past(deadline) or self._doubts_longer_than(doubt_s):
+                break
+            if self._is_interrupted and not self._ask_to_cancel():
                 break
         return self.operation
 
@@ -120,14 +120,22 @@ class Follower:
         """Take events until the end of the operation, of the stream, or of a limit."""
         quiet_s = QUIET_S if doubt_s is None else min(QUIET_S, doubt_s)
         path, came = f"{self._path}/events", False
-        with closing(self.client.events(path, self._after, quiet_s, deadline)) as events:
-            while (
-                event := self._interrupts.wait(lambda: next(events, None), self._seen)
-            ) is not None:
+        with (
+            closing(self.client.events(path, self._after, quiet_s, deadline)) as events,
+            self._interrupts.ending(events.hang_up),
+        ):
+            if self._is_interrupted:  # before there was a stream to end
+                return
+            for event in events:
                 came = True
                 self._regained()
                 self._take(event)
-                if self.state in FINAL or _is_past(deadline) or self._doubts_longer_than(doubt_s):
+                if (
+                    self._is_interrupted
+                    or self.state in FINAL
+                    or _is_past(deadline)
+                    or self._doubts_longer_than(doubt_s)
+                ):
                     return
         self._take_snapshot(self.client.get(self._path))
         if not came and self.state not in FINAL:
@@ -135,6 +143,10 @@ class Follower:
                 url=self.client.url, doing="the operation", seconds=REGAIN_S,
                 reason="its events ended", operation=self.operation["id"],
             )  # fmt: skip
+
+    @property
+    def _is_interrupted(self) -> bool:
+        return self._interrupts.count > self._seen
 
     def _take(self, event: Event) -> None:
         self._after = event.id or self._after
@@ -196,8 +208,7 @@ class Follower:
                 reason=str(error.facts.get("reason", error.message)),
                 operation=self.operation["id"],
             ) from error
-        with suppress(Interrupted):  # the next wait hears it
-            self._interrupts.wait(lambda: time.sleep(RETRY_S), self._seen)
+        time.sleep(RETRY_S)
 
 
 def to_end(
