@@ -194,7 +194,7 @@ class API:
         try:
             return await exchange((reader, writer), method, path, body, headers)
         finally:
-            writer.close()
+            await hang_up(writer)
 
     async def open(self, path: str, last: str = "") -> "Stream":
         """An event stream; close it."""
@@ -227,6 +227,12 @@ async def exchange(connection, method, path, body=None, headers=None):
     return int(status.split()[1]), found, json.loads(content) if content else None
 
 
+async def hang_up(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+
+
 class Stream:
     """Server-sent events as a browser reads them."""
 
@@ -238,7 +244,7 @@ class Stream:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.writer.close()
+        await hang_up(self.writer)
 
     async def chunk(self) -> str:
         """One chunk of the response's body; empty at its end, or when the connection breaks."""

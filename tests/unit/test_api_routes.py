@@ -1,6 +1,6 @@
 import asyncio
 
-from api_rig import an_api
+from api_rig import an_api, hang_up
 from operations_rig import in_loop
 
 from sterna.api.access import MAX_BODY
@@ -205,7 +205,7 @@ async def test_a_body_that_is_too_large_is_refused_before_it_is_read(tmp_path):
             writer.write(chunk)
         answer = await reader.readuntil(b"\r\n\r\n")
         assert b" 413 " in answer
-        writer.close()
+        await hang_up(writer)
 
 
 @in_loop
@@ -214,4 +214,4 @@ async def test_headers_that_do_not_end_are_refused(tmp_path):
         reader, writer = await asyncio.open_unix_connection(api.socket)
         writer.write(b"GET /v1 HTTP/1.1\r\nHost: x\r\nX: " + b"x" * (1 << 16))
         assert b" 400 " in await reader.readuntil(b"\r\n")
-        writer.close()
+        await hang_up(writer)

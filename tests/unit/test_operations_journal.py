@@ -169,7 +169,7 @@ async def test_the_cost_of_reads_and_writes_does_not_grow_with_history(tmp_path)
         "lines": lambda c: tables.lines(c, "op-4", 0, 500),
     }
     figures = []
-    for first, last in ((0, 20), (20, 1500)):
+    for first, last in ((0, 20), (20, 700)):
         fill(first, last)
         await journal.flush()
         connection = journal._connection

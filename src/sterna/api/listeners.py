@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import ssl
@@ -22,11 +23,15 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from sterna import clock
 from sterna.api.access import token_required, trusted
 from sterna.api.events import ABORT
 from sterna.errors import ListenFailed
 
-GRACE_S = 5  # requests under way at shutdown; a start of a VM takes less
+log = logging.getLogger(__name__)
+
+GRACE_S = 5.0  # requests under way at shutdown; a start of a VM takes less
+FLUSH_S = 1.0  # for the last bytes of answers
 FIRST_REQUEST_S = 20.0  # a connection that sends no request for so long is dropped
 IDLE_S = 60  # between two requests of one connection
 MAX_HEADERS = 32 << 10  # bytes of request line and headers
@@ -120,7 +125,6 @@ class _Server(uvicorn.Server):
             limit_concurrency=MAX_CONNECTIONS,
             backlog=BACKLOG,
             timeout_keep_alive=IDLE_S,
-            timeout_graceful_shutdown=GRACE_S,
             h11_max_incomplete_event_size=MAX_HEADERS,
         )
         config.load()
@@ -141,11 +145,26 @@ class _Server(uvicorn.Server):
         await self._stop.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        try:
-            await super().shutdown(sockets)
-        finally:
-            for connection in list(self.server_state.connections):
-                connection.transport.abort()
+        """Like uvicorn's, but it waits for nothing that has ended, and leaves nothing behind."""
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        connections, requests = self.server_state.connections, self.server_state.tasks
+        for connection in list(connections):
+            connection.shutdown()
+        if under_way := set(requests):
+            await asyncio.wait(under_way, timeout=GRACE_S)
+        if stuck := set(requests):
+            log.warning("%d requests did not end in time and were cut off", len(stuck))
+            for request in stuck:
+                request.cancel()
+            await asyncio.wait(stuck, timeout=FLUSH_S)
+        deadline = clock.monotonic() + FLUSH_S
+        while connections and clock.monotonic() < deadline:  # noqa: ASYNC110 - uvicorn tells nobody
+            await asyncio.sleep(0.01)
+        for connection in list(connections):
+            connection.transport.abort()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Any:
