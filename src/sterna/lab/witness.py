@@ -35,17 +35,20 @@ class Witness:
         self._lab = lab
         self.record = record or lab.folder / f"beats-{time.time_ns()}"
         self._ready = self.record.with_name(f"{self.record.name}.ready")
+        self._log = self.record.with_name(f"{self.record.name}.log")
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         listen = f"{CLIENT_ADDRESS}:{BEAT_PORT}"
         words = ["--listen", listen, "--record", str(self.record), "--ready-file", str(self._ready)]
         argv = [sys.executable, "-m", "sterna.lab.heartbeat", *words]
-        self._process = subprocess.Popen(
-            [*netns.entering(self._lab.client_netns), *argv],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for us: the client ends when we say so
-        )
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [*netns.entering(self._lab.client_netns), *argv],
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for us: the client ends when we say so
+            )
         try:
             self._wait_ready(self._process)
         except BaseException:
@@ -96,8 +99,13 @@ class Witness:
         deadline = monotonic() + _READY_S
         while not self._ready.exists():
             if process.poll() is not None or monotonic() > deadline:
+                words = self._log.read_text(errors="replace").splitlines()
                 raise LabFailed(
-                    lab=self._lab.name, action="start its client", reason="it ended", fix=""
+                    lab=self._lab.name,
+                    action="start the client of its guests",
+                    reason=words[-1] if words else "it does not get ready",
+                    fix=f"If it runs already, end what uses it, or: sterna lab down --name "
+                    f"{self._lab.name}",
                 )
             time.sleep(_POLL_S / 5)
 
