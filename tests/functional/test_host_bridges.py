@@ -1,20 +1,29 @@
 """Real bridges and taps, in a network namespace of the test's own; real frames pass through."""
 
 import asyncio
-import ctypes
 import json
 import os
-import select
 import socket
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from namespaces import (
+    ETHERTYPE,
+    EVERYBODY,
+    PASSES_S,
+    STAYS_AWAY_S,
+    A,
+    B,
+    C,
+    Namespace,
+    frame,
+    receive,
+    send,
+)
 
 from sterna.errors import (
     NetworkFailed,
@@ -37,64 +46,6 @@ pytestmark = [
 
 LAN = Switch(name="lan")
 WIRED = Switch(name="lan", uplink="up0")
-VNET_HEADER = bytes(10)  # before each frame of a tap: nothing to do
-A, B, C = "52:54:00:00:00:0a", "52:54:00:00:00:0b", "52:54:00:00:00:0c"
-PASSES_S = 2.0  # a bridge that is deaf at first would need 15 s
-STAYS_AWAY_S = 0.2
-CLONE_NEWNET = 0x40000000
-
-InNamespace = Callable[[Callable[[], Awaitable[Any]]], Any]
-
-
-class Namespace:
-    """A network namespace, and threads inside it."""
-
-    def __init__(self) -> None:
-        self.name = f"sterna-t-{os.getpid()}-{time.monotonic_ns() % 10**9}"
-        subprocess.run(["ip", "netns", "add", self.name], check=True)
-
-    def remove(self) -> None:
-        subprocess.run(["ip", "netns", "del", self.name], check=True)
-
-    def do(self, work: Callable[[], Awaitable[Any]]) -> Any:
-        """Run the coroutine of `work` in a thread (and its children) inside; its result."""
-        outcome: list[Any] = []
-
-        def inside() -> None:
-            libc = ctypes.CDLL(None, use_errno=True)
-            with Path(f"/run/netns/{self.name}").open() as namespace:
-                assert libc.setns(namespace.fileno(), CLONE_NEWNET) == 0
-            try:
-                outcome.append((asyncio.run(_awaited(work)), None))
-            except BaseException as error:  # noqa: BLE001 - raised in the test's own thread
-                outcome.append((None, error))
-
-        thread = threading.Thread(target=inside)
-        thread.start()
-        thread.join()
-        result, error = outcome[0]
-        if error is not None:
-            raise error
-        return result
-
-    def ip(self, words: str) -> Any:
-        done = subprocess.run(
-            ["ip", "-n", self.name, "-j", "-d", *words.split()],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return [item for item in json.loads(done.stdout or "[]") if item]
-
-    def links(self) -> set[str]:
-        return {item["ifname"] for item in self.ip("link show")} - {"lo"}
-
-    def link(self, name: str) -> dict[str, Any]:
-        return self.ip(f"link show dev {name}")[0]
-
-
-async def _awaited(work: Callable[[], Awaitable[Any]]) -> Any:
-    return await work()
 
 
 @pytest.fixture
@@ -110,26 +61,6 @@ def cable(ns: Namespace) -> Namespace:
     ns.ip("link add up0 type veth peer name far0")
     ns.ip("link set far0 up")
     return ns
-
-
-def frame(to: str, sender: str, text: bytes = b"hello") -> bytes:
-    def address(mac: str) -> bytes:
-        return bytes.fromhex(mac.replace(":", ""))
-
-    return address(to) + address(sender) + b"\x88\xb5" + text.ljust(46, b"\0")
-
-
-def send(tap: int, data: bytes) -> None:
-    os.write(tap, VNET_HEADER + data)
-
-
-def receive(tap: int, wanted: bytes, seconds: float = PASSES_S) -> bool:
-    """Whether `wanted` comes out of `tap` in time; other frames are let pass."""
-    deadline = time.monotonic() + seconds
-    while (left := deadline - time.monotonic()) > 0:
-        if select.select([tap], [], [], left)[0] and os.read(tap, 65536)[10:] == wanted:
-            return True
-    return False
 
 
 # ---- taps -----------------------------------------------------------------------------------
@@ -154,8 +85,8 @@ def test_taps_of_two_switches_hear_nothing_of_each_other(ns: Namespace) -> None:
         network = Network()
         a = await network.open_tap("tapa", LAN)
         b = await network.open_tap("tapb", Switch(name="dmz"))
-        send(a, frame("ff:ff:ff:ff:ff:ff", A))
-        assert not receive(b, frame("ff:ff:ff:ff:ff:ff", A), STAYS_AWAY_S)
+        send(a, frame(EVERYBODY, A))
+        assert not receive(b, frame(EVERYBODY, A), STAYS_AWAY_S)
         os.close(a)
         os.close(b)
 
@@ -306,8 +237,8 @@ def test_opening_a_tap_makes_the_bridge_again(ns: Namespace) -> None:
 def test_frames_reach_the_uplink_and_come_back(cable: Namespace) -> None:
     async def work() -> None:
         tap = await Network().open_tap("tapa", WIRED)
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5)) as far:
-            far.bind(("far0", 0x88B5))
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETHERTYPE)) as far:
+            far.bind(("far0", ETHERTYPE))
             far.settimeout(PASSES_S)
             send(tap, frame(B, A))
             assert far.recv(2048) == frame(B, A)
@@ -475,8 +406,8 @@ def test_a_forgotten_address_is_looked_for_everywhere_again(ns: Namespace) -> No
     async def work() -> None:
         network = Network()
         a, b, c = [await network.open_tap(f"tap{name}", LAN) for name in "abc"]
-        send(a, frame("ff:ff:ff:ff:ff:ff", A))  # the bridge learns where A is
-        assert receive(c, frame("ff:ff:ff:ff:ff:ff", A))
+        send(a, frame(EVERYBODY, A))  # the bridge learns where A is
+        assert receive(c, frame(EVERYBODY, A))
         send(b, frame(A, B, b"known"))
         assert receive(a, frame(A, B, b"known"))
         assert not receive(c, frame(A, B, b"known"), STAYS_AWAY_S)
@@ -506,7 +437,7 @@ def test_forgetting_leaves_other_addresses_other_switches_and_fixed_entries(ns: 
         network = Network()
         a, b = await network.open_tap("tapa", LAN), await network.open_tap("tapb", dmz)
         for tap, sender in ((a, A), (a, B), (b, A)):
-            send(tap, frame("ff:ff:ff:ff:ff:ff", sender))
+            send(tap, frame(EVERYBODY, sender))
         await iproute.run(["bridge", *f"fdb add {C} dev tapa master static".split()])
         before = known()
         assert {("tapa", A), ("tapa", B), ("tapb", A), ("tapa", C)} <= before

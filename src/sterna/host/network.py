@@ -235,8 +235,14 @@ class Network:
         """Join an interface that is down to `switch` as an access port, and bring it up."""
         name = bridge_name(switch)
         bridge = await self._existing(name)
-        if vlan is not None and not bridge.is_filtering:
+        if vlan is not None and not bridge.can_tag:
             raise VLANUnsupported(switch=switch.name, vlan=vlan, host=self._host)
+        if vlan is not None and not bridge.is_filtering:
+            raise SwitchUnusable(
+                switch=switch.name,
+                reason=f"{name} was not made by Sterna and does not keep VLANs apart",
+                fix=f"Let it: ip link set dev {name} type bridge vlan_filtering 1",
+            )
         await self._silence(port)
         # A bridge takes the smallest MTU of its ports: a new tap's 1500 would shrink it.
         await self._ip(f"link set dev {port} mtu {bridge.mtu} master {name}")
