@@ -147,6 +147,13 @@ def test_a_module_says_what_it_promises_and_stays_readable(path):
     assert not re.search(r"(^|_)(utils?|helpers?|common|manager)$", path.stem)
 
 
+def test_the_parts_of_a_dependency_under_another_licence_are_not_used():
+    users = [
+        path.name for path in SOURCES if re.search(r"qmp[. ]+(import )?legacy", path.read_text())
+    ]
+    assert users == []
+
+
 def test_the_architecture_can_be_read_in_one_sitting():
     assert len((TREE / "ARCHITECTURE.md").read_text().splitlines()) <= 200
 
