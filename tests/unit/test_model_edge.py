@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sterna.errors import BadSpec
@@ -166,6 +166,7 @@ JSON = st.recursive(
 FIELDS = st.sampled_from(["name", "vcpus", "memory", "disks", "nics", "boot", "tags", "firmware"])
 
 
+@settings(max_examples=60)
 @given(st.dictionaries(FIELDS, JSON, max_size=5))
 def test_nothing_but_badspec_ever_comes_out(data):
     try:
