@@ -156,18 +156,19 @@ async def test_the_stream_of_the_host_tells_changes_and_can_be_resumed(tmp_path)
             assert reset["event"] == "reset"
             place = await begin(api, play)
             api.runner.hub.publish("vm", {"name": "web", "state": "running"})
-            seen = [await stream.next() for _ in range(2)]
-            assert [event["event"] for event in seen] == ["operation", "vm"]
-            assert json.loads(seen[1]["data"]) == {"name": "web", "state": "running"}
+            seen = [await stream.next()]
+            while seen[-1]["event"] != "vm":
+                seen.append(await stream.next())
+            assert {event["event"] for event in seen[:-1]} == {"operation"}
+            assert json.loads(seen[-1]["data"]) == {"name": "web", "state": "running"}
         play.say(None)
         await api.ask("GET", f"{place}?wait=10")
         async with await api.open("/v1/events", last=seen[0]["id"]) as stream:
-            assert await stream.next() == seen[1]
+            assert [await stream.next() for _ in seen[1:]] == seen[1:]
             assert (await stream.next())["event"] == "operation"
         for strange in ("", "otherlife-3", f"{api.runner.hub.epoch}-999999", "x"):
             async with await api.open("/v1/events", last=strange) as stream:
                 assert (await stream.next())["event"] == "reset"
-        assert len(api.runner.hub.subscribers) <= 6
         await until(lambda: not len(api.runner.hub.subscribers))
 
 

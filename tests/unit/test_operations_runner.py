@@ -341,13 +341,19 @@ async def test_doubt_is_a_state_that_work_goes_on_in_and_leaves(tmp_path):
 async def test_work_that_ends_in_doubt_is_unfinished_and_can_be_resumed(tmp_path):
     async with a_runner(tmp_path) as runner:
         begun = runner.start("move", work=raising(MoveUnknown(vm="v", target="b", operation="x")))
-        doubtful = await runner.wait(begun.id, 10)
+        following = asyncio.ensure_future(read(runner, begun.id))
+        waiting = asyncio.ensure_future(runner.wait(begun.id))
+        while runner.live(begun.id).state != "unknown":  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        doubtful = await runner.wait(begun.id, 0.01)
         assert doubtful.state == "unknown"
         with pytest.raises(TooLateToCancel):
             await runner.cancel(begun.id)
         runner.resume(doubtful, returns)
         ended = await runner.wait(begun.id, 10)
         assert (ended.state, ended.error) == ("succeeded", {})
+        assert await waiting == ended
+        assert json.loads((await following)[-1].data)["state"] == "succeeded"
 
 
 # ---- shutdown and the next start -------------------------------------------------------------
@@ -559,6 +565,35 @@ async def test_a_disk_that_hangs_delays_work_by_a_moment_only(tmp_path, monkeypa
         assert "begins without it" in caplog.text
         hang.set()
         await stuck
+
+
+@in_loop
+async def test_words_and_results_that_are_no_json_do_not_disturb_the_work(tmp_path):
+    async def work(job: Job) -> dict:
+        job.log("QEMU said \udcff\udcfe")
+        job.sample({"path": tmp_path, "strange": object(), "words": "\udcff"})
+        async with job.step("copy") as step:
+            step.say("\udcff")
+        job.unknown(MoveUnknown(vm="v\udcff", target="b", operation=job.id))
+        job.known()
+        job.phase = "tidy"
+        return {"path": tmp_path, "bytes": b"\xff", "words": "\udcff"}
+
+    async with a_runner(tmp_path) as runner:
+        runner.hub.publish("vm", {"name": "\udcff"})
+        begun = runner.start("move", work=work)
+        ended = await runner.wait(begun.id, 10)
+        assert ended.state == "succeeded"
+        assert ended.result["path"] == str(tmp_path)
+        assert texts(await read(runner, begun.id))[0] == "QEMU said ??"
+        assert await runner.journal.get(begun.id) == ended
+
+        async def fails(_: Job) -> dict:
+            raise MoveFailed(vm="\udcff", target=object(), phase="x", reason="y", fix="z")
+
+        begun = runner.start("move", work=fails)
+        assert (await runner.wait(begun.id, 10)).state == "failed"
+        assert runner.journal.problem == ""
 
 
 # ---- following -------------------------------------------------------------------------------

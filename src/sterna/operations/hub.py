@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from sterna.model.edge import dump_json
+from sterna.operations import plain
 
 MAX_BEHIND = 1000  # events that a reader may lag: some 250 kB, minutes of a move
 MAX_KEPT = 1000  # host-wide events that a reader may come back for
@@ -106,7 +106,7 @@ class Hub:
     def publish(self, kind: str, value: Any) -> None:
         """Tell everybody; `value` is a model object, a dict of JSON types, or JSON text."""
         self.number += 1
-        data = value if isinstance(value, str) else dump_json(value).decode()
+        data = value if isinstance(value, str) else plain.text(value)
         event = Event(self.number, kind, data)
         self._kept.append(event)
         self.subscribers.send(event)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -15,8 +16,8 @@ from typing import Any, Literal
 
 from sterna import clock
 from sterna.errors import SternaError
-from sterna.model.edge import dump, dump_json
 from sterna.model.operation import LogLine, Operation, OperationState, Step
+from sterna.operations import plain
 from sterna.operations.hub import Event, Hub, Subscribers
 from sterna.operations.journal import Journal
 
@@ -39,6 +40,7 @@ class Live:
         self.ended = asyncio.Event()  # final, or left for the next start
         self.stop: Stop = ""  # why its work has been cancelled
         self.shields = 0  # how many uncancellable() it is in
+        self.settled = False  # how its work ended has been written
         self.closing = False  # cancel as soon as the shields are down
         self.cancellable = operation.cancellable
         self.warnings: list[str] = []
@@ -50,7 +52,7 @@ class Live:
         """The next snapshot: kept, and told to everybody."""
         self.operation = replace(self.operation, **fields)
         self.event += 1
-        body = dump_json(self.operation).decode()
+        body = plain.text(self.operation)
         self._journal.save(self.operation, self.event, body, durable=durable)
         self.subscribers.send(Event(self.event, "state", body))
         self._hub.publish("operation", body)
@@ -58,17 +60,18 @@ class Live:
     def say(self, text: str, level: str) -> None:
         self.event += 1
         self.line += 1
+        text = plain.clean(text)
         line = LogLine(number=self.line, time=clock.now(), level=level, text=text)
-        body = dump_json(line).decode()
+        body = plain.text(line)
         self._journal.add_line(self.operation.id, self.event, self.line, body)
         self.subscribers.send(Event(self.event, "log", body))
         one = self.operation
         log.log(LEVELS.get(level, logging.INFO), "%s %s of %s: %s", one.id, one.kind, one.vm, text)
 
-    def sample(self, values: dict[str, Any]) -> None:
-        self.operation = replace(self.operation, progress=values)
+    def sample(self, values: Any) -> None:
+        body = plain.text(values)
+        self.operation = replace(self.operation, progress=json.loads(body))
         self.event += 1
-        body = dump_json(values).decode()
         self._journal.add_sample(self.operation.id, self.event, body)
         self.subscribers.send(Event(self.event, "progress", body))
         self.samples += 1
@@ -149,7 +152,9 @@ class Job:
             raise
         finally:
             seconds = round(clock.monotonic() - began, 6)
-            live.set_step(index, replace(step, state=told.state, seconds=seconds, text=told.text))
+            live.set_step(
+                index, replace(step, state=told.state, seconds=seconds, text=plain.clean(told.text))
+            )
             if told.text:
                 failed = told.state == "failed" and not live.stop
                 live.say(f"{name}: {told.text}", "error" if failed else "info")
@@ -179,7 +184,7 @@ class Job:
 
     def sample(self, values: Any) -> None:
         """The progress of now: a dict of JSON types, or a dataclass of the model."""
-        self._live.sample(dump(values))
+        self._live.sample(values)
 
     @contextlib.contextmanager
     def uncancellable(self) -> Iterator[None]:
@@ -205,7 +210,9 @@ class Job:
 
     def unknown(self, error: SternaError) -> None:
         """The outcome cannot be known for now; the work goes on to find out."""
-        self._live.change(durable=True, state=OperationState.UNKNOWN, error=error.problem())
+        self._live.change(
+            durable=True, state=OperationState.UNKNOWN, error=plain.data(error.problem())
+        )
         self._live.say(error.message, "warning")
 
     def known(self) -> None:

@@ -179,13 +179,13 @@ class Journal:
             return
         try:
             self._transact([*owed, *items])
-        except sqlite3.Error as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, the next batch must be written
             if not is_damage(error) or not self._begin_anew(error):
                 self._remember(items, error)
                 return
             try:
                 self._transact([*owed, *items])
-            except sqlite3.Error as again:
+            except Exception as again:  # noqa: BLE001
                 self._remember(items, again)
                 return
         self._owed.clear()

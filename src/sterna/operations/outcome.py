@@ -10,6 +10,7 @@ from typing import Any
 from sterna import clock
 from sterna.errors import Cancelled, OperationCancelled, Partial, SternaError, Unknown
 from sterna.model.operation import OperationState
+from sterna.operations import plain
 from sterna.operations.job import Live
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ def outcome(live: Live, task: asyncio.Task[dict[str, Any]]) -> dict[str, Any] | 
     error = _chosen(raised, live.operation.id)
     match error:
         case Unknown():
-            return {"state": OperationState.UNKNOWN, "error": error.problem()}
+            return {"state": OperationState.UNKNOWN, "error": plain.data(error.problem())}
         case Partial():
             state = OperationState.PARTIAL
         case Cancelled():
@@ -47,7 +48,7 @@ def _cancelled(live: Live) -> dict[str, Any] | None:
 
 
 def _returned(live: Live, result: dict[str, Any] | None) -> dict[str, Any]:
-    report = dict(result or {})
+    report: dict[str, Any] = plain.data(result or {})
     warnings = [*report.get("warnings", ()), *live.warnings]
     if warnings:
         report["warnings"] = list(dict.fromkeys(warnings))
@@ -56,7 +57,7 @@ def _returned(live: Live, result: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _ended(state: OperationState, error: SternaError) -> dict[str, Any]:
-    return {"state": state, "ended": clock.now(), "error": error.problem()}
+    return {"state": state, "ended": clock.now(), "error": plain.data(error.problem())}
 
 
 def _chosen(raised: BaseException, operation: str) -> SternaError:

@@ -27,8 +27,8 @@ from sterna.errors import (
     Stopping,
     TooLateToCancel,
 )
-from sterna.model.edge import dump_json
 from sterna.model.operation import Operation, OperationState, Step
+from sterna.operations import plain
 from sterna.operations.hub import Event, Hub
 from sterna.operations.job import Job, Live
 from sterna.operations.journal import Journal
@@ -115,6 +115,7 @@ class Runner:
         found, held = self._found.pop(operation.id, None), self._live.get(operation.id)
         if held:
             live.event, live.line, live.samples = held.event, held.line, held.samples
+            live.subscribers, live.ended = held.subscribers, held.ended
         elif found:
             live.event, live.line = found.event + EVENT_GAP, found.line
             live.samples = found.samples
@@ -206,7 +207,6 @@ class Runner:
                     await live.ended.wait()
             except TimeoutError:
                 pass
-            return live.operation
         return await self.get(operation)
 
     async def subscribe(self, operation: str, after: int = 0) -> AsyncGenerator[Event, None]:
@@ -244,7 +244,7 @@ class Runner:
                 break
         ended = self._ended.get(operation.id)
         if upto is None and ended and ended.event > after:  # the journal could not write it
-            yield Event(ended.event, "state", dump_json(ended.operation).decode())
+            yield Event(ended.event, "state", plain.text(ended.operation))
 
     async def _read(self, asked: Awaitable[T], default: T) -> T:
         try:
@@ -268,33 +268,34 @@ class Runner:
             if live is None or found.state.is_final:
                 raise OperationEnded(operation=operation, state=found.state)
             raise TooLateToCancel(operation=operation)
-        if live.stop == "user":
+        if live.stop:
             return live.operation
         if not live.cancellable:
             raise NotCancellable(operation=operation, kind=live.operation.kind)
         if live.shields or live.operation.state is OperationState.UNKNOWN:
             raise TooLateToCancel(operation=operation)
-        live.stop = live.stop or "user"
+        live.stop = "user"
         live.change(state=OperationState.CANCELLING)
         live.task.cancel()
         return live.operation
 
     def _settle(self, live: Live, task: asyncio.Task[dict[str, Any]]) -> None:
         """Write how it ended, once."""
-        if live.ended.is_set():
+        if live.settled:
             return
+        live.settled = True
         fields = outcome(live, task)
         if fields is not None:
             steps = tuple(_ended(step) for step in live.operation.steps)
             live.change(durable=True, steps=steps, cancellable=False, **fields)
-        live.ended.set()
-        live.subscribers.end()
+        live.task = None
         if live.operation.state.is_final:
             del self._live[live.operation.id]
             self._ended[live.operation.id] = Ended(live.operation, live.event)
             if len(self._ended) > ENDED_KEPT:
                 self._ended.popitem(last=False)
-        live.task = None
+            live.subscribers.end()
+            live.ended.set()
 
     async def close(self) -> None:
         """Stop all work, within HANDOVER_S + UNDO_S. Guests and unfinished operations stay."""
