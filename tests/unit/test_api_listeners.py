@@ -4,6 +4,7 @@ import socket
 import ssl
 import stat
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from operations_rig import in_loop
 from sterna.api import access, listeners
 from sterna.api.app import build
 from sterna.api.listeners import HTTPS, listen
+from sterna.api.serve import serve
 from sterna.api.services import Services
-from sterna.errors import ListenFailed
+from sterna.config import Config, Listen
+from sterna.errors import BadConfig, ListenFailed
 from sterna.security import identity
 
 TOKEN = "a-token-of-thirty-two-characters"
@@ -117,6 +120,31 @@ async def test_https_asks_for_the_token_and_the_socket_does_not(tmp_path):
                 assert (status, problem["code"]) == (401, "access.denied"), bad
                 assert headers["www-authenticate"] == "Bearer"
                 assert TOKEN not in str(problem)
+
+
+@in_loop
+async def test_the_configuration_says_where_it_listens(tmp_path):
+    token = tmp_path / "token"
+    token.write_text(f"{TOKEN}\n")
+    token.chmod(0o600)
+    settings = Config(
+        name="alpha",
+        state_dir=tmp_path,
+        run_dir=tmp_path,
+        token_file=token,
+        listen=Listen(address="127.0.0.1", port=0),
+    )
+    async with serve(bare_app(), settings) as listening:
+        assert listening.socket == tmp_path / "sternad.sock"
+        good = {"Authorization": f"Bearer {TOKEN}"}
+        answer = await over_tls(tmp_path, listening.port, good, path="/v1/openapi.json")
+        assert (answer[0], answer[2]["info"]["title"]) == (200, "Sterna")
+    token.chmod(0o644)
+    with pytest.raises(BadConfig, match="others can read"):
+        async with serve(bare_app(), settings):
+            pass
+    async with serve(bare_app(), replace(settings, listen=None)) as listening:
+        assert listening.port == 0
 
 
 @in_loop

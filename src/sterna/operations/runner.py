@@ -101,7 +101,8 @@ class Runner:
         """What the journal holds without an end and nobody works on: for a daemon's start."""
         found = await self._read(self.journal.unfinished(), [])
         self._found = {one.operation.id: one for one in found}
-        return tuple(one.operation for one in found if one.operation.id not in self._live)
+        working = {name for name, live in self._live.items() if live.task}
+        return tuple(one.operation for one in found if one.operation.id not in working)
 
     def resume(self, operation: Operation, work: Work) -> Operation:
         """Attach `work` to an operation of `unfinished`; its history and numbers go on."""
@@ -140,7 +141,7 @@ class Runner:
     async def _work(self, live: Live, work: Work) -> dict[str, Any]:
         try:
             async with asyncio.timeout(WRITE_S):
-                await self.journal.flush()
+                await self._read(self.journal.flush(), None)
         except TimeoutError:
             log.warning("the journal is slow; operation %s begins without it", live.operation.id)
         if live.operation.state is OperationState.QUEUED:
