@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -54,6 +55,15 @@ class Terminal:
 
     def type(self, text: bytes) -> None:
         os.write(self._master, text)
+
+    def insist(self, text: bytes) -> int:
+        """Type until the command ends, as people do: Python's `input` may miss one Ctrl-C."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while self._process.poll() is None and time.monotonic() < deadline:
+            self.type(text)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.5)
+        return self.end()
 
     def has_echo(self) -> bool:
         return bool(termios.tcgetattr(self._master)[3] & termios.ECHO)

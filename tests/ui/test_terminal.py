@@ -121,8 +121,7 @@ def test_states_are_coloured_unless_no_color_is_set(sternad):
 def test_deleting_asks_first(sternad, typed, code, is_left):
     with Terminal("vm", "delete", "web", STERNA_HOST=sternad.url) as terminal:
         terminal.expect("Delete web and its disks? [y/N]:")
-        terminal.type(typed)
-        assert terminal.end() == code
+        assert terminal.insist(typed) == code
     assert ("web" in sternad.vms) is is_left
 
 
