@@ -58,8 +58,9 @@ faults: setup-dev ## kills, cuts and freezes in mid-move, the whole table
 ui: setup-dev ## the command line on a real terminal
 	$(ROOT_PYTEST) -m ui tests/ui
 
-bench: setup-dev ## the pause and the duration of moves, beside QEMU's own; JSON in bench/results
-	$(ROOT) $(BIN)/python bench/move.py
+bench: setup-dev ## start of the command line; pause and duration of moves, beside QEMU's own
+	$(BIN)/python bench/startup.py
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(BIN)/python bench/pause.py --check
 
 docs: ## the documentation, as HTML in docs/_build/html
 	@scripts/setup docs
