@@ -72,7 +72,10 @@ class Daemon:
             )
             for item in damaged
         ]
-        problems += [error.message for error in self.runner.journal.damaged]
+        journal = self.runner.journal
+        problems += [error.message for error in journal.damaged]
+        if journal.problem:
+            problems.append(f"the journal cannot be written: {journal.problem}")
         return HostFacts(
             name=self.config.name,
             sterna=__version__,

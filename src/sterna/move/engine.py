@@ -16,6 +16,7 @@ from sterna import clock
 from sterna.errors import (
     Cancelled,
     HandoverFailed,
+    HostUnreachable,
     MoveCancelled,
     MoveFailed,
     MoveLeftovers,
@@ -153,10 +154,7 @@ class Move:
         async with self.job.step("reserve") as step, self.report.phase(Phase.RESERVE):
             undo.push("clear the mark of the move", lambda: vm.write(moving=""))
             await vm.write(moving=self.job.id)
-            undo.push(
-                f"tell {self.peer.name} to drop its reservation",
-                lambda: self.peer.refuse(self.job.id, vm.id, epoch),
-            )
+            undo.push(f"tell {self.peer.name} to drop its reservation", lambda: self._refuse(epoch))
             nvram = self.vms.launcher.nvram(vm.id)
             answer = await self.peer.reserve(
                 Reservation(
@@ -174,6 +172,13 @@ class Move:
             )
             step.say(f"{self.peer.name} holds memory, switches and the name for {vm.name}")
         return answer
+
+    async def _refuse(self, epoch: int) -> None:
+        """A target that cannot be told drops its reservation by itself: it hears no more of us."""
+        try:
+            await self.peer.refuse(self.job.id, self.vm.id, epoch)
+        except HostUnreachable as error:
+            self.job.log(f"{error.message}; it drops its reservation by itself", level="warning")
 
     async def _memory(self, undo: Undo, reservation: ReservationStatus) -> None:
         self.job.phase = Phase.MEMORY
@@ -234,6 +239,8 @@ class Move:
                     if vm.record.ownership.state is not OwnershipState.OWNED:
                         undo.dismiss()  # from here on only the target's answer decides
                 self.report.taken(answer)
+                if self.is_live:
+                    self.report.migrated(await memory.figures(vm.qmp))
                 for warning in answer.warnings:
                     self.job.warn(warning)
                 step.say(self.report.pause_sentence(vm.name))
@@ -245,10 +252,9 @@ class Move:
     async def _last_copy(self) -> None:
         vm = self.vm
         with self.report.part("last_copy"):
-            info, _ = await asyncio.gather(
+            await asyncio.gather(
                 memory.switch_over(vm.qmp, SWITCH_OVER_S), self._forget_addresses()
             )
-        self.report.migrated(info)
 
     async def _forget_addresses(self) -> None:
         """Frames for the VM leave this host from now on, before its target announces it."""

@@ -22,6 +22,7 @@ UNLIMITED = 16 << 30  # bytes/s; QEMU's default would be 128 MiB/s
 POLL_S = 0.1
 STALL_S = 20.0  # no byte taken for so long: the target is frozen or the link is dead
 PING_S = 5.0  # QEMU's main loop answers within milliseconds when it is well
+FIGURES_TRIES = 20  # in all one second; seen: one in forty moves needs a second look
 CANCEL_S = 5.0  # from migrate_cancel to the end; then yank
 # The guest is stopped when the rest would take so long. It starts at half of the pause allowed,
 # because device state, ownership and the network need their share of it too, and becomes the whole
@@ -174,7 +175,17 @@ async def _wait_ended(qmp: Monitor) -> MigrationInfo:
         await asyncio.sleep(POLL_S / 2)
 
 
-async def switch_over(qmp: Monitor, deadline_s: float) -> MigrationInfo:
+async def figures(qmp: Monitor) -> MigrationInfo:
+    """QEMU's account of a completed migration, which it has ready a moment after `completed`."""
+    for _ in range(FIGURES_TRIES):
+        info = await qmp.query_migrate()
+        if info.total_time_ms:
+            break
+        await asyncio.sleep(POLL_S / 2)
+    return info
+
+
+async def switch_over(qmp: Monitor, deadline_s: float) -> None:
     """From pre-switchover to `completed`: the last pages and the device state.
 
     The target has confirmed that it loaded them (return-path). On any failure the migration is
@@ -188,13 +199,12 @@ async def switch_over(qmp: Monitor, deadline_s: float) -> MigrationInfo:
                     if status in ENDED:
                         info = await qmp.query_migrate()
                         raise Stalled(reason=info.error_desc or f"the last copy was {status}")
-        return await qmp.query_migrate()
     except (TimeoutError, QMPTimeout) as error:
         await _yank(qmp)
         async with asyncio.timeout(CANCEL_S):
             ended = await _wait_ended(qmp)
         if ended.status == "completed":  # it won the race against us
-            return ended
+            return
         raise Stalled(
             reason=f"the target did not load the last state in {deadline_s:g} s"
         ) from error

@@ -90,9 +90,13 @@ class VM:
             self.doing, self.operation = "", ""
 
     async def write(self, **changes: object) -> None:
-        """Change the record, durably, before this returns."""
+        """Change the record, durably, before this returns; a cancelled write has been done too."""
         record = replace(self.record, **changes)  # type: ignore[arg-type]
-        await self._store.write(self.id, record)
+        try:
+            await self._store.write(self.id, record)
+        except asyncio.CancelledError:
+            self.record = record
+            raise
         self.record = record
 
     async def refuse_reservation(self) -> None:

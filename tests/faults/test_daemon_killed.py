@@ -1,0 +1,134 @@
+"""Daemons that die in mid-move: at every line that matters, and at any moment.
+
+After each: the VM runs exactly once with its memory whole, the operation says what happened, and
+nothing is left on the other host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from crashing import POINTS
+
+from moving import Load, Traveller, traveller, wait_until
+from sterna.errors import SternaError
+from sterna.lab import hosts as lab_hosts
+from sterna.lab.hosts import Host
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+
+CRASHING = Path(__file__).with_name("crashing.py")
+LOAD = Load(memory_mb_s=20, memory_mb=64)
+# Where the VM must be when the source knows, or can ask, what its target durably wrote.
+STAYS = {
+    "source-before-reserve",
+    "source-after-reserve",
+    "source-before-last-copy",
+    "source-after-last-copy-began",
+    "source-before-yielding",
+    "target-after-reserved",
+    "target-after-launch",
+    "target-before-owned",
+}
+QUICK = {
+    "source-after-yielding",
+    "source-after-released",
+    "target-before-owned",
+    "target-after-owned",
+}
+TABLE = [pytest.param(point, marks=[] if point in QUICK else pytest.mark.long) for point in POINTS]
+
+
+def revive(host: Host) -> None:
+    """Wait until its daemon is dead, then start a whole one."""
+    wait_until(lambda: host.process is None, f"the daemon of {host.name} is dead")
+    host.start()
+    host.wait_ready()
+
+
+def settled(guest: Traveller, source: Host, target: Host) -> tuple[Host, dict[str, object]]:
+    """Where the VM is when all is over, and what the source's operation says. They must agree."""
+    operation = guest.move_ended(source)
+    assert operation["state"] in ("succeeded", "failed"), operation
+    owner = target if operation["state"] == "succeeded" else source
+    other = source if owner is target else target
+    wait_until(
+        lambda: (
+            [vm["state"] for vm in owner.client.get("/v1/vms")] == ["running"]
+            and other.client.get("/v1/vms") == []
+        ),
+        f"the VM is on {owner.name} only, as {operation['state']} says",
+    )
+    guest.must_run_once_on(owner)
+    if operation["state"] == "failed":
+        assert operation["error"]["title"]
+        assert operation["error"]["hint"]
+    return owner, operation
+
+
+@pytest.mark.parametrize("point", TABLE)
+def test_a_daemon_that_dies_at_this_line_leaves_one_vm_and_the_truth(lab, monkeypatch, point):
+    source, target = lab.hosts
+    victim = source if point.startswith("source") else target
+    with traveller(lab, LOAD) as guest:
+        victim.stop()
+        with monkeypatch.context() as patch:
+            patch.setattr(lab_hosts, "_daemon", lambda: [sys.executable, str(CRASHING), point])
+            victim.start()
+            victim.wait_ready()
+        with contextlib.suppress(SternaError):
+            guest.move(source, target)
+        revive(victim)
+        owner, _ = settled(guest, source, target)
+        assert owner is (source if point in STAYS else target)
+
+
+def kill_in_mid_move(
+    guest: Traveller, source: Host, target: Host, victim: Host, at_s: float
+) -> None:
+    """Begin a move, kill the daemon of `victim` after `at_s`, and start it again."""
+
+    def ask() -> None:
+        with contextlib.suppress(SternaError):  # killed before it could answer
+            guest.move(source, target)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(at_s)  # the moment of the fault, not a wait
+    victim.kill()
+    asking.join()
+    revive(victim)
+
+
+@pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.long)])
+def test_a_daemon_killed_at_any_moment_leaves_one_vm_and_the_truth(lab, times):
+    chance = random.Random(f"killed {times} times")
+    with traveller(lab, LOAD) as guest:
+        here, there = lab.hosts
+        began = time.monotonic()
+        assert guest.ended(here, guest.move(here, there))["state"] == "succeeded"
+        usual_s = time.monotonic() - began
+        here, there = there, here
+        for number in range(times):
+            victim = (here, there)[number % 2]
+            at_s = chance.uniform(0, usual_s)
+            before = {one["id"] for one in here.client.get("/v1/operations", {"kind": "move"})}
+            kill_in_mid_move(guest, here, there, victim, at_s)
+            after = here.client.get("/v1/operations", {"kind": "move"})
+            if {one["id"] for one in after} == before:  # killed before the move was known
+                guest.must_run_once_on(here)
+                print(f"{number + 1}: {victim.name} killed at {at_s:.2f} s: no move yet")
+                continue
+            owner, operation = settled(guest, here, there)
+            print(
+                f"{number + 1}: {victim.name} killed at {at_s:.2f} s: {operation['state']}, "
+                f"runs on {owner.name}"
+            )
+            if owner is there:
+                here, there = there, here
