@@ -259,12 +259,15 @@ def _table_of(moves: list[dict[str, Any]]) -> None:
 
 def _follower(settings: Settings) -> Callable[[Any, dict[str, Any]], dict[str, Any]]:
     """Follows an operation as `sterna move` does; Ctrl-C ends the demo, and with it the move."""
-    from sterna.cli.follow import DOUBT_S, Follower, Interrupts  # noqa: PLC0415 - start-up time
+    from sterna.cli.follow import DOUBT_S, FINAL, Follower, Interrupts  # noqa: PLC0415
     from sterna.cli.progress import display  # noqa: PLC0415
 
     def follow(client: Any, operation: dict[str, Any]) -> dict[str, Any]:
-        with display(settings.is_json) as shown:
-            return Follower(client, operation, shown, Interrupts()).run(doubt_s=DOUBT_S)
+        with display(settings.is_json) as shown, Interrupts() as interrupts:
+            ended = Follower(client, operation, shown, interrupts).run(doubt_s=DOUBT_S)
+        if ended["state"] not in (*FINAL, "unknown"):
+            raise KeyboardInterrupt
+        return ended
 
     return follow
 

@@ -77,13 +77,14 @@ class Demo:
         self._say = say
         self._number = free_number(lab)
         self._boot = 0
+        self._id = ""
 
     def start(self) -> None:
         """Create the guest on the first host of the route, start it, wait until it works."""
         options, host = self._options, self._lab[self._options.route[0]]
         began = time.time_ns()
         body = spec(self._lab.guest(), options.vm, self._number, load=options.load)
-        host.client.post("/v1/vms", body)
+        self._id = host.client.post("/v1/vms", body)["id"]
         host.client.post(f"/v1/vms/{options.vm}:start")
         self._say(
             f"{options.vm} starts on {host.name}: 256 MiB, {address(self._number)}, dirties "
@@ -125,15 +126,15 @@ class Demo:
         }
 
     def delete(self) -> None:
-        """Take the guest away from wherever it is."""
-        name = self._options.vm
+        """Take the guest away from wherever it is, if it was made here."""
         for host in self._lab.hosts:
             for view in host.client.get("/v1/vms"):
-                if view["name"] == name and view["state"] != "off":
-                    stop = host.client.post(f"/v1/vms/{name}:stop", {"force": True})
+                if view["id"] != self._id:
+                    continue
+                if view["state"] != "off":
+                    stop = host.client.post(f"/v1/vms/{self._id}:stop", {"force": True})
                     host.client.get(f"/v1/operations/{stop['id']}", {"wait": 20})
-                if view["name"] == name:
-                    host.client.delete(f"/v1/vms/{name}")
+                host.client.delete(f"/v1/vms/{self._id}")
 
     def _console(self, host: str) -> Path:
         return Path(self._lab[host].client.get(f"/v1/vms/{self._options.vm}")["console"])

@@ -92,13 +92,18 @@ class _Boot:
         return max(self.seen) - min(self.seen) + 1 - len(self.seen) if self.seen else 0
 
 
-def read(path: Path) -> list[Beat]:
-    """All complete records of a file, in the order of receipt. Raises ValueError on another file."""
-    data = path.read_bytes()
-    if not data.startswith(_FILE_MAGIC):
-        raise ValueError(f"{path} is not a record of beats")
-    whole = len(data) - (len(data) - len(_FILE_MAGIC)) % _RECORD.size
-    return [_beat(fields) for fields in _RECORD.iter_unpack(data[len(_FILE_MAGIC) : whole])]
+def read(path: Path, skip: int = 0) -> list[Beat]:
+    """All complete records of a file but the first `skip`, in the order of receipt.
+
+    Raises ValueError on another file.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_FILE_MAGIC)) != _FILE_MAGIC:
+            raise ValueError(f"{path} is not a record of beats")
+        file.seek(skip * _RECORD.size, os.SEEK_CUR)
+        data = file.read()
+    whole = len(data) - len(data) % _RECORD.size
+    return [_beat(fields) for fields in _RECORD.iter_unpack(data[:whole])]
 
 
 def _beat(fields: tuple[int | bytes, ...]) -> Beat:

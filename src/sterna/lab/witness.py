@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from bisect import bisect_right
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -37,6 +38,8 @@ class Witness:
         self._ready = self.record.with_name(f"{self.record.name}.ready")
         self._log = self.record.with_name(f"{self.record.name}.log")
         self._process: subprocess.Popen[bytes] | None = None
+        self._beats: dict[str, list[Beat]] = {}
+        self._seen = 0
 
     def __enter__(self) -> Self:
         listen = f"{CLIENT_ADDRESS}:{BEAT_PORT}"
@@ -66,7 +69,11 @@ class Witness:
 
     def beats(self, number: int = 0) -> list[Beat]:
         """All beats of guest `number` so far, in order of receipt."""
-        return heartbeat.sources(heartbeat.read(self.record)).get(address(number), [])
+        new = heartbeat.read(self.record, self._seen)
+        self._seen += len(new)
+        for source, beats in heartbeat.sources(new).items():
+            self._beats.setdefault(source, []).extend(beats)
+        return self._beats.get(address(number), [])
 
     def wait_beat(self, after_ns: int, number: int = 0, timeout_s: float = BOOT_S) -> Beat:
         """The first beat of that guest received after `after_ns` (as `time.time_ns`).
@@ -75,9 +82,10 @@ class Witness:
         """
         deadline = monotonic() + timeout_s
         while True:
-            for beat in self.beats(number):
-                if beat.t_ns > after_ns:
-                    return beat
+            beats = self.beats(number)
+            first = bisect_right(beats, after_ns, key=lambda beat: beat.t_ns)
+            if first < len(beats):
+                return beats[first]
             if monotonic() > deadline:
                 raise LabProofFailed(
                     vm=f"the guest at {address(number)}",
