@@ -241,7 +241,7 @@ async def _hang_up(client: QMPClient) -> str:
         return "the connection was closed"
     try:
         await client.disconnect()
-    except EOFError:
+    except (EOFError, ConnectionError):
         return "it closed the connection"
     except (OSError, LibraryError) as error:
         return str(error) or type(error).__name__
