@@ -220,9 +220,12 @@ def volume_path(pool: Pool, volume: str) -> Path:
         raise forbidden(f"it is longer than {_NAME_LIMIT} bytes")
     path = Path(pool.path) / volume
     try:
-        if path.is_symlink() and path.resolve().parent != Path(pool.path).resolve():
-            raise forbidden(f"it is a link to {path.resolve()}, outside the pool")
-    except (OSError, RuntimeError) as error:  # RuntimeError: links that go round in circles
+        if path.is_symlink():
+            with contextlib.suppress(FileNotFoundError):
+                path.stat()  # finds links that go round in circles; `resolve` does not since 3.13
+            if path.resolve().parent != Path(pool.path).resolve():
+                raise forbidden(f"it is a link to {path.resolve()}, outside the pool")
+    except OSError as error:
         raise forbidden(f"it is a link that leads nowhere ({error})") from error
     return path
 
