@@ -160,10 +160,15 @@ async def test_out_of_band_frees_a_main_loop_that_a_frozen_target_blocks(tmp_pat
 async def test_closing_leaves_qemu_running_for_the_next_session(tmp_path: Path) -> None:
     async with machine(VARIANT, tmp_path) as vm:
         await vm.qmp.cont()
+        os.kill(vm.process.pid, signal.SIGSTOP)
+        waiting = asyncio.ensure_future(vm.qmp.query_status())
         with vm.session.listen("STOP") as events:
+            await asyncio.sleep(0)  # the question is on its way
             await vm.session.close()
-            with pytest.raises(QEMULost, match="the connection was closed"):
-                await events.get(SOON_S)
+            for wait in (events.get(SOON_S), waiting):
+                with pytest.raises(QEMULost, match="the connection was closed"):
+                    await wait
+        os.kill(vm.process.pid, signal.SIGCONT)
         await vm.session.close()  # again: nothing happens
         assert vm.process.is_alive
         session = await Session.connect("tern", vm.paths.control, vm.paths.oob)

@@ -222,5 +222,7 @@ async def _proven(
     say(f"trying KVM with a guest that boots {kernel}")
     proven, reason = await proof.boots(capabilities.binary, "kvm", kernel, qemu.arguments)
     if file is not None:
+        if not proven:
+            reason += f" (remembered until the next boot; to try again, delete {file})"
         await asyncio.to_thread(save, file, key, {"proven": proven, "reason": reason})
     return proven, reason

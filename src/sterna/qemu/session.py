@@ -82,6 +82,7 @@ class Session:
         self._oob = oob
         self._reason = "the connection was closed"
         self._listeners: list[Events] = []
+        self._deadlines: set[asyncio.Timeout] = set()  # of the commands under way
         self._watchers = [
             asyncio.get_running_loop().create_task(self._watch(client), name=f"qmp of {name}")
             for client in (control, oob)
@@ -158,9 +159,15 @@ class Session:
         if self.is_lost:
             raise self.loss()
         try:
-            async with asyncio.timeout(timeout_s):
-                return await client.execute(command, arguments, oob=oob)
+            async with asyncio.timeout(timeout_s) as deadline:
+                self._deadlines.add(deadline)
+                try:
+                    return await client.execute(command, arguments, oob=oob)
+                finally:
+                    self._deadlines.discard(deadline)
         except TimeoutError as error:
+            if self.is_lost:
+                raise self.loss() from error
             raise QMPTimeout(name=self.name, command=command, seconds=timeout_s) from error
         except ExecuteError as error:
             raise QMPError(name=self.name, command=command, reason=str(error)) from error
@@ -195,6 +202,9 @@ class Session:
         self.lost.set()
         for events in self._listeners:
             events.end()
+        for deadline in self._deadlines:
+            if not deadline.expired():
+                deadline.reschedule(0)  # now
 
     async def close(self) -> None:
         """Hang up; QEMU runs on. Whoever still waits gets QEMULost."""
