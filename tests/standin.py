@@ -391,7 +391,7 @@ FACTS = {
     "name": "hv-a", "sterna": "0.1.0", "api": 1, "time": "2026-11-22T12:00:00.000Z", "cpus": 2,
     "memory_total": 8 << 30, "memory_free": 5 << 30,
     "qemu": {"binary": "/usr/bin/qemu-system-x86_64", "version": "7.2.22", "accel": "tcg",
-             "accel_reason": "/dev/kvm is missing", "machines": ["pc-q35-7.1", "pc-q35-7.2"]},
+             "accel_reason": "/dev/kvm is missing", "machines": ["pc-q35-7.2", "pc-q35-7.1"]},
     "switches": [{"switch": {"name": "lan", "bridge": "br0", "uplink": "eth1"}, "vlans": False,
                   "problem": ""}],
     "pools": [{"pool": {"name": "default", "path": "/disks", "shared": True, "identity": "x"},

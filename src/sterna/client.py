@@ -21,6 +21,7 @@ from sterna.clock import monotonic
 from sterna.errors import (
     AnswerLost,
     BadConfig,
+    BadHost,
     DaemonUnreachable,
     HostNotTrusted,
     HostUnreachable,
@@ -153,10 +154,10 @@ class Client:
         try:
             self._host, self._port = parts.hostname or "", parts.port or DEFAULT_PORT
         except ValueError as error:
-            raise BadConfig(path=url, reason=f"not a URL of a host: {error}") from error
+            raise BadHost(host=url, reason=str(error)) from error
         usable = self._path if self.is_local else (parts.scheme == "https" and self._host)
         if not usable:
-            raise BadConfig(path=url, reason="a host is given as unix:///PATH or https://HOST:PORT")
+            raise BadHost(host=url, reason="only https:// and unix:// lead to one")
 
     def get(self, path: str, query: Mapping[str, Any] | None = None, wait_s: float = READ_S) -> Any:
         """The JSON at `path`."""

@@ -197,6 +197,12 @@ class TooSlow(Invalid):
     status = 408
 
 
+class BadHost(Invalid):
+    code = "request.bad-host"
+    text = "{host!r} is not a host: {reason}"
+    hint = "Give a known name, https://HOST:PORT or unix:///PATH"
+
+
 class BadConfig(Invalid):
     code = "config.invalid"
     text = "{path}: {reason}"

@@ -74,7 +74,9 @@ def test_a_token_that_cannot_be_read_is_named(sterna, tmp_path):
 
 
 def test_a_host_url_that_is_none_is_named(sterna):
-    two_lines(sterna("--host", "http://x", "vm", "list"), 2, "http://x: a host is given as", "")
+    two_lines(
+        sterna("--host", "http://x", "vm", "list"), 2, "'http://x' is not a host", "https://HOST"
+    )
 
 
 @pytest.mark.parametrize(

@@ -315,6 +315,18 @@ def test_operations_are_listed_shown_and_their_log_printed(sterna, vm):
     assert lines(sterna("op", "log", first.id, "-o", "json")) == first.lines
 
 
+def test_an_id_may_be_shortened_as_long_as_it_is_one(sterna, vm):
+    for ident in ("abc1-x", "abc2-x"):
+        operation = Operation("move", "web", "hv-b")
+        operation.id = operation.facts["id"] = ident
+        vm.begin(operation)
+    assert sterna("op", "show", "abc2").code == 0
+    assert vm.requests[-1][1] == "/v1/operations/abc2-x"
+    several = sterna("op", "show", "abc")
+    assert several.code == 2
+    assert "'abc' is how 2 operations begin" in several.err
+
+
 def test_op_cancel_asks_and_with_wait_ends_with_the_outcome(sterna, vm):
     def play(operation: Operation) -> None:
         operation.wait_cancelled()

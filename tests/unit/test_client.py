@@ -13,6 +13,7 @@ from sterna.clock import monotonic
 from sterna.errors import (
     AnswerLost,
     BadConfig,
+    BadHost,
     DaemonUnreachable,
     HostNotTrusted,
     HostUnreachable,
@@ -104,7 +105,7 @@ def test_a_path_too_long_for_a_socket_is_a_sentence(tmp_path):
     "url", ["http://h", "h:1", "https://", "https://h:port", "unix://", "ftp://h"]
 )
 def test_a_url_that_is_none_is_refused(url):
-    with pytest.raises(BadConfig):
+    with pytest.raises(BadHost):
         Client(url)
 
 

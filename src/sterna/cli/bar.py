@@ -49,6 +49,11 @@ class Bar:
     def numbers(self, total: int, done: int, parts: Sequence[str]) -> None:
         self._total, self._done, self._parts = total, min(done, total), parts
 
+    def full(self) -> None:
+        """The numbers are history: all is there."""
+        self._total = self._done = self._total or 1
+        self._parts = ()
+
     def print(self, text: str) -> None:
         """A line that stays, above the bar."""
         self._console.print(Text(text), soft_wrap=True)

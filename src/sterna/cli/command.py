@@ -73,12 +73,14 @@ def shared_options() -> list[click.Option]:
         ),
         click.Option(
             ["--token-file"],
+            type=click.Path(),
             metavar="FILE",
             help="Token that the host wants over HTTPS. Default: $STERNA_TOKEN_FILE.",
             **keep,
         ),
         click.Option(
             ["--certificate"],
+            type=click.Path(),
             metavar="FILE",
             help="The host's certificate (PEM), as `sterna host certificate` printed it there.",
             **keep,

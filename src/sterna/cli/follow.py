@@ -199,7 +199,8 @@ class Follower:
     def _wait_for_daemon(self, error: Unreachable) -> None:
         if self._lost_since is None:
             self._lost_since = monotonic()
-            self._shown.say(f"sternad is away, the operation is not lost; waiting: {error.message}")
+            reason = error.facts.get("reason", error.message)
+            self._shown.say(f"sternad is away ({reason}); nothing is lost, waiting for it")
         elif monotonic() - self._lost_since >= REGAIN_S:
             raise DaemonLost(
                 url=self.client.url,

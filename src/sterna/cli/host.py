@@ -59,7 +59,7 @@ def show(settings: Settings, name: str | None) -> None:
         ("vms", facts.get("vms")),
         ("qemu", f"{qemu.get('version')} ({qemu.get('binary')})" if qemu else ""),
         ("accel", f"{qemu.get('accel')}: {qemu.get('accel_reason')}" if qemu else ""),
-        ("machines", f"{len(machines)}, newest {machines[-1]}" if machines else ""),
+        ("machines", f"{len(machines)}, newest {machines[0]}" if machines else ""),
         ("moves in", facts.get("migration_address") or "no: sternad has no migration address"),
         ("switches", [_switch(item) for item in facts.get("switches") or ()]),
         ("pools", [_pool(item) for item in facts.get("pools") or ()]),

@@ -1,12 +1,17 @@
-"""`sterna op`: operations, the long-running actions of a host."""
+"""`sterna op`: operations, the long-running actions of a host. An id may be shortened."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import click
 
 from sterna.cli import complete
 from sterna.cli.command import Settings, command, group
 from sterna.cli.values import duration
+
+if TYPE_CHECKING:
+    from sterna.client import Client
 
 KINDS = click.Choice(["move", "receive", "stop"])
 STATES = click.Choice(
@@ -26,9 +31,23 @@ live_operation = click.argument(
 )
 
 
-def _path(operation: str) -> str:
+WHOLE = 36  # characters of an id
+
+
+def _path(client: Client, operation: str) -> str:
+    """Where the operation is whose id begins with `operation`, if that is only one."""
     from sterna.client import segment  # noqa: PLC0415 - start-up time
 
+    if len(operation) < WHOLE:
+        known = [str(one["id"]) for one in client.get("/v1/operations", {"limit": 1000})]
+        meant = [one for one in known if one.startswith(operation)]
+        if len(meant) > 1 and operation not in meant:
+            raise click.UsageError(
+                f"{operation!r} is how {len(meant)} operations begin, such as "
+                f"{meant[0]} and {meant[1]}; give more of the one you mean",
+                click.get_current_context(),
+            )
+        operation = meant[0] if len(meant) == 1 else operation
     return f"/v1/operations/{segment(operation)}"
 
 
@@ -55,7 +74,8 @@ def show(settings: Settings, operation: str) -> None:
     """Show an operation: its steps, progress and result."""
     from sterna.cli import op_view  # noqa: PLC0415 - start-up time
 
-    op_view.one(settings, settings.client().get(_path(operation)))
+    client = settings.client()
+    op_view.one(settings, client.get(_path(client, operation)))
 
 
 @command(
@@ -81,7 +101,7 @@ def wait(settings: Settings, operation: str, timeout: float | None) -> int:
 
     client = settings.client()
     with follow.Interrupts() as interrupts:
-        snapshot = client.get(_path(operation))
+        snapshot = client.get(_path(client, operation))
         with display(settings.is_json) as shown:
             follower = follow.Follower(client, snapshot, shown, interrupts)
             ended = follower.run(timeout_s=timeout)
@@ -102,7 +122,7 @@ def cancel(settings: Settings, operation: str, waits: bool) -> int:
 
     client = settings.client()
     with follow.Interrupts() as interrupts:
-        snapshot = client.post(f"{_path(operation)}:cancel") or client.get(_path(operation))
+        snapshot = client.post(f"{_path(client, operation)}:cancel")
         if waits:
             return follow.to_end(settings, client, snapshot, interrupts)
     if settings.is_json:
@@ -120,5 +140,9 @@ def log(settings: Settings, operation: str, after: int) -> None:
     """Print the log of an operation; with -o json one line of JSON for each."""
     from sterna.cli import op_view  # noqa: PLC0415 - start-up time
 
-    for entry in settings.client().get(f"{_path(operation)}/log", {"after": after}):
-        op_view.log_line(settings, entry)
+    client = settings.client()
+    path = f"{_path(client, operation)}/log"
+    while page := client.get(path, {"after": after}):
+        for entry in page:
+            op_view.log_line(settings, entry)
+        after = page[-1]["number"]

@@ -94,7 +94,7 @@ def move_report(report: Mapping[str, Any]) -> None:
     phases: Mapping[str, Any] = report.get("phases") or {}
     rows: list[tuple[str, object]] = [
         ("  phases", ", ".join(f"{name} {format_duration(s)}" for name, s in phases.items())),
-        ("  pause", ", ".join(f"{name} {_ms(ms)}" for name, ms in parts.items())),
+        ("  pause", ", ".join(f"{_words(name)} {_ms(ms)}" for name, ms in parts.items())),
         ("  memory", _memory(report)),
         ("  carrier", report.get("carrier")),
         ("  warning", list(report.get("warnings") or ())),
@@ -164,6 +164,10 @@ def _memory(report: Mapping[str, Any]) -> str:
 
 def _warnings(operation: Mapping[str, Any]) -> list[Any]:
     return list((operation.get("result") or {}).get("warnings") or ())
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _ms(milliseconds: float) -> str:

@@ -24,7 +24,13 @@ pool = group(
     "sterna pool create san --path /mnt/san --shared",
 )
 @click.argument("name")
-@click.option("--path", required=True, metavar="DIR", help="Directory that holds the disks.")
+@click.option(
+    "--path",
+    required=True,
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Directory that holds the disks.",
+)
 @click.option("--shared", is_flag=True, help="Other hosts mount the same directory.")
 @click.pass_obj
 def create(settings: Settings, name: str, path: str, shared: bool) -> None:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from sterna.cli.bar import Bar
 
 
+AFTER_MEMORY = ("handover", "tidy")  # the last numbers of the memory phase are history then
+
+
 class Display:
     """What a follower tells. The base shows nothing."""
 
@@ -124,6 +127,8 @@ class Terminal(Lines):
 
     def began(self, operation: Mapping[str, Any]) -> None:
         self._bar.head(printable(phase_text(operation)))
+        if operation.get("phase") in AFTER_MEMORY:
+            self._bar.full()
 
     def sample(self, sample: Mapping[str, Any]) -> None:
         self._bar.numbers(int(sample.get("total") or 0), done(sample), sample_text(sample))

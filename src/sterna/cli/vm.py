@@ -20,6 +20,7 @@ vm = group(
 )
 the_vm = click.argument("name", metavar="VM", shell_complete=complete.vms)
 CANCELLED = 7  # DESIGN: exit codes
+FILE = click.Path()  # completes names of files; whether one is there is found out later
 FIRMWARE = click.Choice(["bios", "uefi"])
 
 
@@ -34,7 +35,9 @@ FIRMWARE = click.Choice(["bios", "uefi"])
     "sterna vm create -f - < web.json",
 )
 @click.argument("name", required=False)
-@click.option("-f", "--file", metavar="FILE", help="Spec as JSON or TOML; - reads standard input.")
+@click.option(
+    "-f", "--file", type=FILE, metavar="FILE", help="Spec as JSON or TOML; - reads standard input."
+)
 @click.option("--vcpus", type=int, help="Number of virtual CPUs. Default: 1.")
 @click.option("--memory", type=size, metavar="SIZE", help="Memory, such as 2GiB. Default: 512MiB.")
 @click.option(
@@ -54,8 +57,8 @@ FIRMWARE = click.Choice(["bios", "uefi"])
     multiple=True,
     help="A network card: switch=, vlan=, mac=, name=.",
 )
-@click.option("--kernel", metavar="FILE", help="Boot this kernel instead of a disk.")
-@click.option("--initrd", metavar="FILE", help="Its initial RAM disk.")
+@click.option("--kernel", type=FILE, metavar="FILE", help="Boot this kernel instead of a disk.")
+@click.option("--initrd", type=FILE, metavar="FILE", help="Its initial RAM disk.")
 @click.option("--cmdline", metavar="TEXT", help="Its command line.")
 @click.option("--firmware", type=FIRMWARE, help="Default: bios.")
 @click.option("--cpu", metavar="MODEL", help="CPU model. Default: x86-64-v2, which can move.")
