@@ -423,7 +423,9 @@ class DaemonUnreachable(Unreachable):
 
 class DaemonLost(Unreachable):
     code = "daemon.lost"
-    text = "sternad at {url} went away during {doing} and was not back within {seconds:g} s: {reason}"
+    text = (
+        "sternad at {url} went away during {doing} and was not back within {seconds:g} s: {reason}"
+    )
     hint = "The work goes on, or is settled when sternad is back: sterna op wait {operation}"
 
 
