@@ -51,8 +51,7 @@ def attach(client: Client, name: str) -> None:
             fix=f"A program connects to the socket itself: {console}",
         )
     with _connect(console, name) as sock:
-        note(f"connected to the console of {name}; Ctrl-] leaves")
-        ended = _relay(sock)
+        ended = _relay(sock, f"connected to the console of {name}; Ctrl-] leaves")
     note(_why(client, path, name) if ended else f"left the console of {name}; it goes on")
 
 
@@ -75,12 +74,13 @@ def _connect(path: str, name: str) -> socket.socket:
     return sock
 
 
-def _relay(sock: socket.socket) -> bool:
-    """Copy both ways; True if the console ended, False if the user left."""
+def _relay(sock: socket.socket, greeting: str) -> bool:
+    """Greet and copy both ways; True if the console ended, False if the user left."""
     terminal, output = sys.stdin.fileno(), sys.stdout.fileno()
     before: list[Any] = termios.tcgetattr(terminal)
     try:
-        tty.setraw(terminal)
+        tty.setraw(terminal, termios.TCSADRAIN)  # what was typed already is for the guest
+        _write_all(output, f"{greeting}\r\n".encode())
         while True:
             ready, _, _ = select.select([terminal, sock], [], [])
             if sock in ready:
@@ -97,7 +97,7 @@ def _relay(sock: socket.socket) -> bool:
                     return False
     finally:
         termios.tcsetattr(terminal, termios.TCSADRAIN, before)
-        _write_all(output, b"\r\n")
+        _write_all(output, b"\n")
 
 
 def _receive(sock: socket.socket) -> bytes:

@@ -65,6 +65,15 @@ class Terminal:
                 self._process.wait(0.5)
         return self.end()
 
+    def insist_until(self, text: bytes, words: str) -> None:
+        """Type again and again until `words` are shown: a guest that boots hears nothing yet."""
+        deadline = time.monotonic() + 3 * TIMEOUT_S
+        while words not in self.text and time.monotonic() < deadline:
+            self.type(text)
+            with suppress(AssertionError):
+                self._read_until(lambda: words in self.text, words, timeout_s=1.0)
+        assert words in self.text
+
     def has_echo(self) -> bool:
         return bool(termios.tcgetattr(self._master)[3] & termios.ECHO)
 
@@ -73,8 +82,10 @@ class Terminal:
         self._read_until(lambda: False, "its end", until_end=True)
         return self._process.wait(TIMEOUT_S)
 
-    def _read_until(self, enough, what: str, *, until_end: bool = False) -> None:
-        deadline = time.monotonic() + TIMEOUT_S
+    def _read_until(
+        self, enough, what: str, *, until_end: bool = False, timeout_s: float = TIMEOUT_S
+    ) -> None:
+        deadline = time.monotonic() + timeout_s
         while not enough():
             left = deadline - time.monotonic()
             ready = left > 0 and select.select([self._master], [], [], left)[0]
