@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sterna.errors import BadSpec, LabExists, LabFailed, LabNotFound
+from sterna.errors import BadSpec, HostUnknown, LabExists, LabFailed, LabNotFound
 from sterna.lab import lab as labs
 from sterna.lab import netns, record
 from sterna.lab.hosts import Host
@@ -20,10 +20,11 @@ from sterna.lab.lab import Lab, Wanted, find, leftovers, remove, sweep, up
 from sterna.lab.links import Links, Network, host_address
 from sterna.lab.processes import Process, identify
 from sterna.lab.record import Record
+from sterna.lab.witness import Witness
 
 pytestmark = pytest.mark.functional
 
-MIB = 1 << 20
+STERNA = [sys.executable, "-m", "sterna.cli.main"]
 SERVE = """
 import socket, sys
 with socket.create_server((sys.argv[1], 9)) as server:
@@ -236,6 +237,38 @@ def test_hosts_answer_know_each_other_and_share_what_they_should(lab: Lab) -> No
     assert local[0] != local[1]
 
 
+def test_three_hosts_all_know_each_other(make_lab: Callable[..., Lab]) -> None:
+    wide = make_lab(hosts=3)
+    for host in wide.hosts:
+        states = {known["name"]: known["state"] for known in host.client.get("/v1/hosts")}
+        assert states == {"hv-a": "up", "hv-b": "up", "hv-c": "up"} | {host.name: "this"}
+
+
+def test_guests_from_the_command_line_beat_each_at_an_address_of_its_own(lab: Lab) -> None:
+    with Witness(lab) as witness:
+        for number, (vm, host) in enumerate((("web", "hv-a"), ("db", "hv-b"))):
+            began = time.time_ns()
+            argv = [*STERNA, "lab", "vm", vm, "--lab", lab.name, "--on", host, "--blocks", "20"]
+            done = subprocess.run(argv, capture_output=True, text=True, check=False)
+            assert (done.returncode, done.stdout) == (0, f"{vm} is running on {host}\n"), (
+                done.stderr
+            )
+            witness.wait_beat(began, number)
+    url = subprocess.run(
+        [*STERNA, "lab", "url", "hv-b", "--lab", lab.name],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert url.stdout == f"{lab['hv-b'].url}\n"
+
+
+def test_a_host_that_the_lab_has_not_is_told_with_those_it_has(lab: Lab) -> None:
+    with pytest.raises(HostUnknown, match="hv-z") as told:
+        lab["hv-z"]
+    assert "hv-a, hv-b" in told.value.advice
+
+
 def test_a_killed_daemon_starts_again_and_a_stopped_one_too(lab: Lab) -> None:
     host = lab["hv-a"]
     first = host.process
@@ -302,7 +335,7 @@ def test_a_lab_whose_maker_was_killed_is_swept_away(lab_name: str) -> None:
 
 @pytest.mark.parametrize("words", [("up",), ("down",), ("demo",)])
 def test_without_root_the_lab_says_so(words: tuple[str, ...]) -> None:
-    nobody = ["setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-m", "sterna.cli.main"]
+    nobody = ["setpriv", "--reuid=65534", "--clear-groups", *STERNA]
     done = subprocess.run([*nobody, "lab", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 5, done.stderr
     assert done.stderr == (
@@ -313,8 +346,7 @@ def test_without_root_the_lab_says_so(words: tuple[str, ...]) -> None:
 
 def test_the_commands_make_show_and_remove_a_lab(lab_name: str) -> None:
     def sterna(*words: str) -> subprocess.CompletedProcess[str]:
-        argv = [sys.executable, "-m", "sterna.cli.main", *words]
-        return subprocess.run(argv, capture_output=True, text=True, check=False)
+        return subprocess.run([*STERNA, *words], capture_output=True, text=True, check=False)
 
     made = sterna("lab", "up", "--name", lab_name, "--hosts", "1", "--rate", "none")
     assert made.returncode == 0, made.stderr

@@ -113,8 +113,7 @@ def up(wanted: Wanted, say: Say = lambda _: None) -> Lab:
 
 def _make(wanted: Wanted, names: tuple[str, ...], guest: GuestImage, say: Say) -> Lab:
     place = record.folder(wanted.name)
-    place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    place.mkdir(mode=0o700)
+    place.mkdir(mode=0o700, parents=True)
     made = Record(
         name=wanted.name,
         hosts=names,

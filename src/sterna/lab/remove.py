@@ -12,7 +12,7 @@ import os
 import shutil
 from pathlib import Path
 
-from sterna.errors import LabFailed, LabLeftovers
+from sterna.errors import LabFailed, LabLeftovers, SternaError
 from sterna.lab import netns, processes
 from sterna.lab.hosts import hosts_of
 from sterna.lab.processes import Process
@@ -65,8 +65,9 @@ def sweep() -> list[str]:
     for path in sorted(root().glob("*/lab.json")):
         record = read(path.parent.name)
         if record is not None and record.owner is not None and not record.owner.is_alive:
-            remove(record.name)
-            gone.append(record.name)
+            with contextlib.suppress(SternaError):  # somebody else may be sweeping too
+                remove(record.name)
+                gone.append(record.name)
     return gone
 
 
