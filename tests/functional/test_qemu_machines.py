@@ -46,6 +46,7 @@ async def accepted(variant: Variant, folder: Path, binary: str = BINARY, *more: 
         status = "inmigrate" if variant.incoming else "prelaunch"
         assert await vm.qmp.query_status() == status
         await vm.qmp.ping_oob()
+        assert "Seccomp:\t2" in status_of(vm.process.pid)  # the cage is closed
         blocks = await vm.session.execute("query-block")
         assert {one["qdev"].split("/")[3] for one in blocks if "virtio" in one["qdev"]} == {
             f"blk-{disk.name}" for disk in variant.spec.disks
@@ -58,6 +59,10 @@ async def accepted(variant: Variant, folder: Path, binary: str = BINARY, *more: 
         await vm.qmp.quit()
         assert await vm.process.wait() == 0
         assert "error" not in vm.process.log_tail().lower()
+
+
+def status_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/status").read_text()
 
 
 @in_a_loop

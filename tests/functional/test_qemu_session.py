@@ -7,16 +7,19 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from qemu_rig import in_a_loop, machine, to_pre_switchover, until
+from qemu_rig import Machine, in_a_loop, machine, to_pre_switchover, until
 
 from machines import SMALL, Variant
 from sterna.errors import QEMULost, QMPError, QMPTimeout
 from sterna.model.vm import QEMUProcess
 from sterna.qemu.argv import RunPaths
 from sterna.qemu.commands import Monitor
+from sterna.qemu.cut import cut_connections
 from sterna.qemu.process import Process, spawn
 from sterna.qemu.session import Session
 
@@ -66,11 +69,11 @@ async def test_a_measurement_of_the_dirty_rate_comes_to_an_end(tmp_path: Path) -
         await vm.qmp.calc_dirty_rate(1)
 
         async def measured() -> bool:
-            return not (await vm.qmp.query_dirty_rate()).is_measuring
+            return (await vm.qmp.query_dirty_rate()).bytes_per_s is not None
 
         await until(measured)
         rate = await vm.qmp.query_dirty_rate()
-        assert rate.bytes_per_s is not None
+        assert not rate.is_measuring
         assert rate.seconds == 1
 
 
@@ -128,10 +131,11 @@ async def test_a_silent_qemu_is_told_from_a_dead_one(tmp_path: Path) -> None:
         assert await vm.qmp.query_status() == "prelaunch"  # late answers harm nobody
 
 
-@in_a_loop
-async def test_out_of_band_frees_a_main_loop_that_a_frozen_target_blocks(tmp_path: Path) -> None:
+@asynccontextmanager
+async def hanging(folder: Path) -> AsyncIterator[Machine]:
+    """A QEMU whose main loop hangs in the last copy to a target that is frozen."""
     incoming = Variant(SMALL, incoming=True)
-    async with machine(VARIANT, tmp_path / "a") as a, machine(incoming, tmp_path / "b") as b:
+    async with machine(VARIANT, folder / "a") as a, machine(incoming, folder / "b") as b:
         a.fill_memory(64 << 20)  # more than the sockets between the two can hold
         await a.qmp.cont()
         await to_pre_switchover(a, b, bandwidth=8 << 20, downtime_ms=2_000_000)
@@ -146,14 +150,39 @@ async def test_out_of_band_frees_a_main_loop_that_a_frozen_target_blocks(tmp_pat
             return False
 
         await until(hangs)
-        await a.qmp.ping_oob()
-        await a.qmp.yank_migration()
-        await a.has_status("failed")
+        yield a
 
-        async def runs() -> bool:
-            return await a.qmp.query_status() == "running"
 
-        await until(runs)
+async def runs_again(qmp: Monitor) -> None:
+    async def runs() -> bool:
+        failed = (await qmp.query_migrate()).status == "failed"
+        return failed and await qmp.query_status() == "running"
+
+    await until(runs)
+
+
+@in_a_loop
+async def test_out_of_band_frees_a_main_loop_that_a_frozen_target_blocks(tmp_path: Path) -> None:
+    async with hanging(tmp_path) as vm:
+        await vm.qmp.ping_oob()
+        await vm.qmp.yank_migration()
+        await runs_again(vm.qmp)
+
+
+@in_a_loop
+async def test_a_daemon_that_restarts_during_the_hang_cuts_the_connection(tmp_path: Path) -> None:
+    async with hanging(tmp_path) as vm:
+        await vm.session.close()
+        with pytest.raises(QMPTimeout):  # not let in, not even out of band
+            await Session.connect("tern", vm.paths.control, vm.paths.oob, 0.5)
+        assert cut_connections(vm.process.pid) == 1
+        session = await Session.connect("tern", vm.paths.control, vm.paths.oob, SOON_S)
+        await runs_again(Monitor(session))
+        assert cut_connections(vm.process.pid) == 0
+        await Monitor(session).quit()
+        await vm.process.wait()
+        await session.close()
+        assert cut_connections(vm.process.pid) == 0
 
 
 @in_a_loop

@@ -83,6 +83,7 @@ class Session:
         self._reason = "the connection was closed"
         self._listeners: list[Events] = []
         self._deadlines: set[asyncio.Timeout] = set()  # of the commands under way
+        self._closing = asyncio.Event()
         self._watchers = [
             asyncio.get_running_loop().create_task(self._watch(client), name=f"qmp of {name}")
             for client in (control, oob)
@@ -190,9 +191,17 @@ class Session:
             self._control.remove_listener(events)
 
     async def _watch(self, client: QMPClient) -> None:
-        """Until `client` has lost its connection: then both are gone, and everybody is told."""
-        while client.runstate is Runstate.RUNNING:
-            await client.runstate_changed()
+        """Until `client` has lost its connection, or `close`: then everybody is told.
+
+        Alone hangs up: the library allows that once.
+        """
+        loop = asyncio.get_running_loop()
+        waits = [loop.create_task(_ended(client)), loop.create_task(self._closing.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
         self._end(await _hang_up(client))
 
     def _end(self, reason: str) -> None:
@@ -209,11 +218,8 @@ class Session:
     async def close(self) -> None:
         """Hang up; QEMU runs on. Whoever still waits gets QEMULost."""
         self._end("the connection was closed")
-        for watcher in self._watchers:
-            watcher.cancel()
-        await asyncio.gather(*self._watchers, return_exceptions=True)
-        for client in (self._control, self._oob):
-            await _hang_up(client)
+        self._closing.set()
+        await asyncio.wait(self._watchers)
 
 
 async def _connect(name: str, path: Path, is_alive: Callable[[], bool] | None) -> QMPClient:
@@ -238,6 +244,12 @@ async def _connect(name: str, path: Path, is_alive: Callable[[], bool] | None) -
         connection.close()
         raise
     return client
+
+
+async def _ended(client: QMPClient) -> None:
+    """Returns when `client` has lost its connection."""
+    while client.runstate is Runstate.RUNNING:  # looked at and waited for without a gap between
+        await client.runstate_changed()
 
 
 def _nothing(_event: Message) -> bool:
