@@ -33,8 +33,8 @@ test: setup-dev lint ## everything that must pass before a change goes in (minut
 	$(ROOT_PYTEST) -m "not long" tests
 
 lint: setup-dev ## style, types and layers
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
+	$(BIN)/ruff check --no-cache
+	$(BIN)/ruff format --no-cache --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -5,10 +5,10 @@ import re
 import socket
 
 import pytest
-from terminal import Terminal
 
 from standin import Operation
 from sterna import errors
+from terminal import Terminal
 
 pytestmark = pytest.mark.ui
 

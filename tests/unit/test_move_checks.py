@@ -124,9 +124,7 @@ def test_every_check_has_a_bad_situation_here():
 
 
 def test_a_vm_that_is_off_needs_no_memory_and_no_accelerator():
-    off = question(
-        state=RunState.OFF, accel="", target=replace(TARGET, memory_free=0)
-    )
+    off = question(state=RunState.OFF, accel="", target=replace(TARGET, memory_free=0))
     assert checks.run(off) == []
 
 
