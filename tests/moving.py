@@ -61,7 +61,7 @@ class Traveller:
     def ended(self, host: Host, operation: dict[str, Any]) -> dict[str, Any]:
         """The operation when it has ended."""
         path = f"/v1/operations/{operation['id']}"
-        return dict(host.client.get(path, {"wait": WAIT_S}))
+        return dict(host.client.get(path, {"wait": WAIT_S}, wait_s=2 * WAIT_S))
 
     def phase_of(self, host: Host, operation: dict[str, Any]) -> str:
         return str(host.client.get(f"/v1/operations/{operation['id']}")["phase"])
@@ -99,6 +99,15 @@ class Traveller:
         image = self.lab.folder / "shared" / f"{self.name}-vda.raw"
         log = check(image)
         assert log.proves(durable), log
+
+    def order_power_off(self, console: str) -> None:
+        """By the guest's own console: no daemon is needed."""
+
+        async def ordering() -> None:
+            async with GuestConsole(Path(console)) as guest:
+                await guest.end("poweroff")
+
+        asyncio.run(ordering())
 
     def power_off(self, host: Host) -> None:
         operation = host.client.post(f"/v1/vms/{self.name}:stop", {"timeout_s": WAIT_S})

@@ -136,8 +136,9 @@ def resting(lab):
 def refusal(client, target: str) -> SternaError:
     with pytest.raises(SternaError) as caught:
         client.post("/v1/vms/tern/moves", {"target": target})
-    assert client.get("/v1/vms/tern")["state"] == "off"
-    assert client.get("/v1/operations", {"vm": "tern"}) == []
+    vm = client.get("/v1/vms/tern")
+    assert vm["state"] == "off"
+    assert client.get("/v1/operations", {"vm": vm["id"]}) == []
     return caught.value
 
 

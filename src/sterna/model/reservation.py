@@ -33,6 +33,7 @@ class ReservationStatus:
     operation: str
     state: OwnershipState  # reserved, owned or refused
     reason: str = ""  # why it was refused
+    said: str = ""  # the last words of its QEMU, if that ended by itself
     address: str = ""  # where its QEMU waits for the memory
     port: int = 0
     pause_ms: float = 0.0  # answer to take: from its arrival until the vCPUs ran

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sterna import clock
 from sterna.errors import (
     Cancelled,
-    HandoverFailed,
     HostUnreachable,
     MoveCancelled,
     MoveFailed,
@@ -106,6 +104,7 @@ class Move:
         self.job = job
         self.vms = vms
         self.is_live = vm.process is not None
+        self._said = ""  # last words of the target's QEMU
         self.report = Report(source=vms.config.name, target=peer.name, is_live=self.is_live)
 
     async def run(self) -> dict[str, Any]:
@@ -141,9 +140,15 @@ class Move:
             raise MoveFailed(
                 **names,
                 phase=self.job.phase,
-                reason=error.message,
+                reason=error.message + self._words_of_target(error),
                 fix=error.advice or "It may be tried again at any time",
             ) from error
+
+    def _words_of_target(self, error: SternaError) -> str:
+        """The target's QEMU knows best why it did not take the stream."""
+        if not self._said or isinstance(error, TargetLost):
+            return ""
+        return f"; the QEMU of {self.peer.name} said: {self._said}"
 
     # ---- phases ----------------------------------------------------------------------------
 
@@ -176,7 +181,8 @@ class Move:
     async def _refuse(self, epoch: int) -> None:
         """A target that cannot be told drops its reservation by itself: it hears no more of us."""
         try:
-            await self.peer.refuse(self.job.id, self.vm.id, epoch)
+            answer = await self.peer.refuse(self.job.id, self.vm.id, epoch)
+            self._said = answer.said
         except HostUnreachable as error:
             self.job.log(f"{error.message}; it drops its reservation by itself", level="warning")
 
@@ -192,10 +198,7 @@ class Move:
             undo.push("continue the guest", vm.resume_as_recorded)
             undo.push("end the migration of its memory", lambda: memory.abort(vm.qmp))
             await memory.prepare(vm.qmp, self.wishes, dict(caps))
-            try:
-                await self._precopy(reservation, watch)
-            except BaseExceptionGroup as group:
-                raise await self._with_reason_of_target(_first(group)) from group
+            await self._precopy(reservation, watch)
             step.say(self.report.memory_sentence())
 
     async def _precopy(self, reservation: ReservationStatus, watch: Watch) -> None:
@@ -213,16 +216,6 @@ class Move:
         if not watch.is_fresh:
             await watch.ask()
 
-    async def _with_reason_of_target(self, error: BaseException) -> BaseException:
-        """The target knows best why its QEMU refused the stream; ask it."""
-        if isinstance(error, TargetLost) or not isinstance(error, SternaError):
-            return error
-        with contextlib.suppress(SternaError):
-            status = await self.peer.status(self.job.id)
-            if status.reason:
-                return TargetLost(target=self.peer.name, reason=status.reason)
-        return error
-
     async def _hand_over(self, undo: Undo) -> None:
         """Cannot be cancelled once begun; a shutdown waits for it."""
         vm = self.vm
@@ -233,8 +226,6 @@ class Move:
                     await self._last_copy()
                 try:
                     answer = await handover.give(vm, self.peer, self.job)
-                except HandoverFailed as error:
-                    raise await self._with_reason_of_target(error) from error
                 finally:
                     if vm.record.ownership.state is not OwnershipState.OWNED:
                         undo.dismiss()  # from here on only the target's answer decides

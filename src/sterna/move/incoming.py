@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 LEASE_S = 30.0  # the source asks twice a second
 LOADED_S = 5.0  # the source says completed when QEMU here is just about to
+LAST_WORDS_S = 0.3  # between a stream that breaks and the end of the QEMU that read it
 REMEMBERED = 256  # decided reservations, for questions that come late
 CONT_TRIES = 20  # an image lock that the source's QEMU lets go of late
 CONT_RETRY_S = 0.05
@@ -353,10 +354,19 @@ class Incoming:
         self, operation: str, vm_id: str, epoch: int, reason: str
     ) -> ReservationStatus:
         """The source's wish to end it; a reservation that arrives after it is refused too."""
-        if operation in self._arrivals:
+        arrival = self._arrivals.get(operation)
+        if arrival is not None:
+            await self._let_it_speak(arrival)
             return await self.refuse(operation, reason)
         self._refused.append(operation)
         return self._from_record(self._vms.by_id(vm_id), operation, epoch)
+
+    async def _let_it_speak(self, arrival: Arrival) -> None:
+        """A QEMU that could not load the VM is about to say why, and to end."""
+        if arrival.reservation.live and not arrival.decided.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await arrival.vm.ended.wait()
 
     async def _refuse(self, arrival: Arrival, reason: str) -> ReservationStatus:
         """Write the refusal down, then remove what was made for the VM."""
@@ -367,8 +377,10 @@ class Incoming:
         except SternaError as error:  # a reservation found after a restart is refused as well
             log.error("refusal of %s not written: %s", vm.name, error)  # noqa: TRY400
             vm.record = replace(vm.record, ownership=refused)
+        said = vm.last_words() if arrival.reservation.live and vm.ended.is_set() else ""
         status = self._decide(
-            arrival, replace(arrival.status, state=OwnershipState.REFUSED, reason=reason)
+            arrival,
+            replace(arrival.status, state=OwnershipState.REFUSED, reason=reason, said=said),
         )
         await self.clear(vm)
         return status

@@ -13,6 +13,7 @@ answers. What each record means when the daemon finds it:
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from typing import Any
@@ -22,6 +23,7 @@ from sterna.errors import (
     Failed,
     HandoverFailed,
     MoveFailed,
+    QMPTimeout,
     SternaError,
     VMWrongState,
 )
@@ -32,6 +34,7 @@ from sterna.move.incoming import Incoming
 from sterna.move.peer import Peers
 from sterna.operations.runner import Job
 from sterna.qemu.argv import RunPaths
+from sterna.qemu.cut import cut_connections
 from sterna.qemu.process import Process
 from sterna.qemu.session import Session
 from sterna.vms.machine import VM
@@ -84,7 +87,12 @@ class Recovery:
             await vm.write(process=None)
             return
         try:
-            await vm.attach(process, self._vms.runner)
+            try:
+                await vm.attach(process, self._vms.runner)
+            except QMPTimeout:  # its main loop hangs on a frozen target: nobody else is let in
+                log.warning("QEMU of %s hangs on its migration; cutting that", vm.name)
+                await asyncio.to_thread(cut_connections, identity.pid)
+                await vm.attach(process, self._vms.runner)
         except SternaError as error:
             if process.is_alive:
                 raise Failed(

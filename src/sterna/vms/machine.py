@@ -38,6 +38,7 @@ class VM:
         self.process: Process | None = None
         self.monitor: Monitor | None = None
         self.status = ""  # QEMU's run state, kept by its events
+        self.exit_status: int | None = None  # of the last QEMU, if it was our child
         self.ended = asyncio.Event()  # set while there is no QEMU
         self.ended.set()
         self.doing = ""  # what holds the lease, in words
@@ -135,7 +136,7 @@ class VM:
             with session.listen("STOP", "RESUME") as events, contextlib.suppress(QEMULost):
                 async for event in events:
                     self.status = "running" if event["event"] == "RESUME" else "paused"
-            await process.wait()
+            self.exit_status = await process.wait()
         finally:
             await session.close()
         log.info("QEMU of %s (pid %d) has ended", self.name, process.pid)
@@ -162,7 +163,10 @@ class VM:
             lines = self.paths.log.read_text(errors="replace").strip().splitlines()
         except OSError:
             lines = []
-        return " / ".join(line.strip() for line in lines[-3:]) or "it said nothing"
+        words = " / ".join(line.strip() for line in lines[-3:]) or "it said nothing"
+        if self.process is None and self.exit_status is not None:
+            return f"{words} (exit status {self.exit_status})"
+        return words
 
     async def resume_as_recorded(self) -> None:
         """Continue the vCPUs if this host owns the VM and its user did not pause it."""
