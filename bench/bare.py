@@ -26,10 +26,11 @@ from sterna.model.host import Switch
 from sterna.model.vm import VMSpec
 from sterna.qemu import argv
 from sterna.qemu.argv import RunPaths
-from sterna.qemu.commands import Monitor
-from sterna.qemu.session import Session
+from sterna.qemu.commands import MigrationInfo, Monitor
+from sterna.qemu.session import Events, Session
 
-POLL_S = 0.01
+POLL_S = 0.02
+LOOK_S = 0.25
 DEADLINE_S = 120.0
 END_S = 20.0
 MAC = "52:54:00:ba:4e:01"
@@ -110,7 +111,12 @@ class Bare:
         await self._at.end()
 
     async def move(self, target: Host) -> dict[str, Any]:
-        """Move it; the report has the same keys as Sterna's where they mean the same."""
+        """Move it; the report has the same keys as Sterna's where they mean the same.
+
+        `total_s` is in QEMU's favour: it begins with `migrate` to a target that waits already, and
+        ends when the guest runs there; Sterna's contains the start of the one QEMU, the end of the
+        other, and all that is checked and written down.
+        """
         limits = {
             "max-bandwidth": self._machine.max_bandwidth,
             "downtime-limit": self._machine.downtime_ms,
@@ -121,26 +127,46 @@ class Bare:
         port = (await there.qmp.query_migrate()).socket_port
         await source.qmp.migrate_set_parameters(**limits)
         sent = time.monotonic()
-        await source.qmp.migrate(f"tcp:{target.migration_address}:{port}")
-        async with asyncio.timeout(DEADLINE_S):
-            while (info := await source.qmp.query_migrate()).status != "completed":
-                if info.status in ("failed", "cancelled"):
-                    raise RuntimeError(f"QEMU's migration {info.status}: {info.error_desc}")
-                await asyncio.sleep(POLL_S)
-            while await there.qmp.query_status() != "running":  # noqa: ASYNC110 - another process
-                await asyncio.sleep(POLL_S)
+        with there.qmp.session.listen("RESUME") as events:
+            await source.qmp.migrate(f"tcp:{target.migration_address}:{port}")
+            await self._arrival(events, source.qmp)
         arrived = time.monotonic()
+        info = await self._completed(source.qmp)
         await source.end()
         self._at = there
         return {
             "from": source.host.name,
             "to": target.name,
-            "total_s": round(time.monotonic() - began, 3),
-            "migrate_s": round(arrived - sent, 3),
+            "total_s": round(arrived - sent, 3),
+            "with_start_and_end_s": round(time.monotonic() - began, 3),
             "pause_ms": info.downtime_ms,
             "bytes_wire": info.transferred,
             "rounds": info.rounds,
         }
+
+    async def _arrival(self, events: Events, source: Monitor) -> None:
+        """Until the target continues the guest. Looks at the source rarely: that costs CPU."""
+        for _ in range(int(DEADLINE_S / LOOK_S)):
+            try:
+                await events.get(LOOK_S)
+            except TimeoutError:
+                info = await source.query_migrate()
+                if info.status in ("failed", "cancelled"):
+                    raise RuntimeError(
+                        f"QEMU's migration {info.status}: {info.error_desc}"
+                    ) from None
+            else:
+                return
+        raise RuntimeError(f"QEMU's migration did not end within {DEADLINE_S:g} s")
+
+    async def _completed(self, source: Monitor) -> MigrationInfo:
+        """The final figures, which may be a moment behind the end."""
+        async with asyncio.timeout(END_S):
+            while True:
+                info = await source.query_migrate()
+                if info.status == "completed" and info.total_time_ms:
+                    return info
+                await asyncio.sleep(POLL_S)
 
 
 def machine_like(

@@ -62,7 +62,7 @@ class Bench:
             self.facts,
             theirs["boot"]["cmdline"],
             max_bandwidth=self._options.bandwidth or UNLIMITED,
-            downtime_ms=self._options.max_downtime,
+            downtime_ms=self._options.qemu_downtime or self._options.max_downtime,
         )
         self.bare = Bare(self._lab, machine)
         await self.bare.boot(host)
@@ -181,6 +181,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--touch", type=int, default=50, help="MB/s dirtied (%(default)s)")
     parser.add_argument("--hot", type=int, default=100, help="MB that are dirtied (%(default)s)")
     parser.add_argument("--max-downtime", type=int, default=300, help="ms (%(default)s)")
+    parser.add_argument("--qemu-downtime", type=int, help="ms, of QEMU alone; default: the same")
     parser.add_argument("--bandwidth", type=parse_size, help="bytes/s; default: no limit")
     parser.add_argument("--accel", default="auto", help="auto, kvm or tcg (%(default)s)")
     parser.add_argument("--output", type=Path, help="default: bench/results/pause-TIME.json")
