@@ -55,8 +55,15 @@ def test_people_get_a_table_and_a_lab_that_is_there_stays_as_it_was(lab: Lab) ->
     assert [host.client.get("/v1/vms") for host in lab.hosts] == [[], []]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", ["making the networks", "starting sternad", '"phase": "memory"'])
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("making the networks", signal.SIGINT),
+        ("starting sternad", signal.SIGTERM),
+        ('"phase": "memory"', signal.SIGINT),
+        ('"phase": "memory"', signal.SIGTERM),
+    ],
+)
 def test_a_demo_that_is_interrupted_leaves_nothing(
     lab_name: str, number: signal.Signals, moment: str
 ) -> None:
