@@ -56,6 +56,11 @@ def to(state: OwnershipState) -> Callable[..., bool]:
     return is_it
 
 
+def with_process(_vm: VM, **changes: Any) -> bool:
+    """The write that names the VM's QEMU, which has just been started."""
+    return changes.get("process") is not None
+
+
 S = OwnershipState
 POINTS: dict[str, tuple[type, str, bool, Callable[..., bool]]] = {
     "source-before-reserve": (Peer, "reserve", True, always),
@@ -68,6 +73,7 @@ POINTS: dict[str, tuple[type, str, bool, Callable[..., bool]]] = {
     "source-before-released": (VM, "write", True, to(S.RELEASED)),
     "source-after-released": (VM, "write", False, to(S.RELEASED)),
     "target-after-reserved": (VM, "write", False, to(S.RESERVED)),
+    "target-before-process-known": (VM, "write", True, with_process),
     "target-after-launch": (Launcher, "launch", False, always),
     "target-before-owned": (VM, "write", True, to(S.OWNED)),
     "target-after-owned": (VM, "write", False, to(S.OWNED)),

@@ -16,6 +16,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import signal
 from typing import Any
 
 from sterna import clock
@@ -33,10 +35,8 @@ from sterna.move import engine, handover, memory
 from sterna.move.incoming import Incoming
 from sterna.move.peer import Peers
 from sterna.operations.runner import Job
-from sterna.qemu.argv import RunPaths
 from sterna.qemu.cut import cut_connections
-from sterna.qemu.process import Process
-from sterna.qemu.session import Session
+from sterna.qemu.process import Process, find
 from sterna.vms.machine import VM
 from sterna.vms.service import VMs
 
@@ -55,13 +55,14 @@ class Recovery:
     async def run(self) -> None:
         """Returns when all VMs are managed; doubts are asked about in the background."""
         self._open = {operation.id: operation for operation in await self._vms.runner.unfinished()}
-        for vm in self._vms.load():
+        vms = self._vms.load()
+        await self._end_strays()
+        for vm in vms:
             try:
                 await self._recover(vm)
             except SternaError as error:  # one VM's trouble is not another's
                 log.error("VM %s: %s", vm.name, error.message)  # noqa: TRY400 - it says it all
                 await self._note(vm, f"after a restart: {error.message}")
-        await self._end_orphans()
         for operation in self._open.values():
             self._settle_rest(operation)
 
@@ -231,29 +232,22 @@ class Recovery:
         found = self._open.get(operation)
         return found.phase if found else "unknown"
 
-    async def _end_orphans(self) -> None:
-        """A QEMU whose record was never written: it never ran a vCPU, so it may go.
+    async def _end_strays(self) -> None:
+        """A QEMU that no record names: its daemon died between starting it and writing it down.
 
-        The record is durable before vCPUs may run; a QEMU in the run folder that no record names
-        is one whose daemon died between starting it and writing it down.
+        The record is durable before vCPUs may run, so it never ran one. A damaged record may name
+        one: that is left alone.
         """
-        folder = self._vms.config.run_dir / "vms"
-        known = {vm.id for vm in self._vms.all() if vm.process is not None}
+        named = {vm.id: vm.record.process for vm in self._vms.all()}
         damaged = {item.key for item in self._vms.damaged}
-        for directory in sorted(folder.glob("*")) if folder.is_dir() else []:
-            if directory.name in known | damaged:
+        found = await asyncio.to_thread(find, self._vms.config.run_dir / "vms")
+        for pid, vm_id in found.items():
+            process = named.get(vm_id)
+            if vm_id in damaged or (process is not None and process.pid == pid):
                 continue
-            paths = RunPaths(directory)
-            if not paths.control.exists():
-                continue
-            with contextlib.suppress(SternaError, OSError):
-                session = await Session.connect(
-                    directory.name, paths.control, paths.oob, timeout_s=2.0
-                )
-                log.warning("ending a QEMU without a record in %s", directory)
-                with contextlib.suppress(SternaError):
-                    await session.execute("quit")
-                await session.close()
+            log.warning("ending a QEMU (pid %d) that no record names, of %s", pid, vm_id)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     async def _note(self, vm: VM, text: str) -> None:
         with contextlib.suppress(SternaError):

@@ -133,6 +133,23 @@ class Process:
             self._ended.set_result(status)
 
 
+def find(folder: Path) -> dict[int, str]:
+    """QEMUs whose sockets are in a folder below `folder`: pid -> the name of that folder.
+
+    Found by their command lines, so also those that have only just been started.
+    """
+    found = {}
+    marker = f"path={folder}/".encode()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                below = [word.split(marker, 1)[1] for word in words if marker in word]
+                if below and b"-nodefaults" in words:
+                    found[int(entry.name)] = below[0].split(b"/", 1)[0].decode(errors="replace")
+    return found
+
+
 def boot_id() -> str:
     """Names this boot of this host."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -109,7 +109,7 @@ def read_token(path: Path) -> str:
         raise BadConfig(
             path=path,
             reason=f"the token shared by hosts cannot be read ({error.strerror}); make one with: "
-            f"(umask 077; openssl rand -hex 32 > {path})",
+            f"(umask 077; head -c 32 /dev/urandom | base64 > {path})",
         ) from error
     if mode & 0o077:
         raise BadConfig(path=path, reason="others can read the token; run: chmod 600 on it")
