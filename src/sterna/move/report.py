@@ -59,7 +59,7 @@ class Report:
 
     def memory_sentence(self) -> str:
         """What the memory phase did."""
-        return f"the memory went to {self.target} in {format_duration(self._since())}"
+        return f"the guest's memory is on {self.target}, but for the last changes"
 
     def pause_sentence(self, vm: str) -> str:
         """What the handover did."""
