@@ -4,11 +4,10 @@
 .DEFAULT_GOAL := help
 .SUFFIXES:
 BIN := .venv/bin
-# Virtual machines and network namespaces need root. Tests that run as root leave no files of
-# root's in the tree.
-ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
+# Virtual machines and network namespaces need root. A user's tree gets no files of root's.
+ROOT := $(shell test "$$(id -u)" = 0 || echo sudo env PYTHONDONTWRITEBYTECODE=1)
 PYTEST = $(BIN)/python -m pytest
-ROOT_PYTEST = $(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTEST) -p no:cacheprovider
+ROOT_PYTEST = $(ROOT) $(PYTEST) -p no:cacheprovider
 
 .PHONY: help setup setup-dev install demo test lint format unit golden functional faults ui bench docs \
 	clean distclean
@@ -60,7 +59,7 @@ ui: setup-dev ## the command line on a real terminal
 
 bench: setup-dev ## start of the command line; pause and duration of moves, beside QEMU's own
 	$(BIN)/python bench/startup.py
-	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(BIN)/python bench/pause.py --check
+	$(ROOT) $(BIN)/python bench/pause.py --check
 
 docs: ## the documentation, as HTML in docs/_build/html
 	@scripts/setup docs
