@@ -12,23 +12,19 @@ T = TypeVar("T")
 async def finish(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` to its end even if the caller is cancelled meanwhile.
 
-    For an undo that has begun. The cancellation is not lost: it
-    is raised when `work` has ended, unless `work` succeeded, which is then the answer.
+    For an undo that has begun, and for what must not be half known. The cancellation is raised when
+    `work` has ended; an error of `work` goes first.
     """
     task = asyncio.get_running_loop().create_task(work)
-    caller = asyncio.current_task()
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError as error:
-            if task.done() and task.cancelled():
-                raise
             cancelled = error
-            if caller is not None:
-                caller.uncancel()
-        except BaseException:  # noqa: BLE001 - the task's own outcome is read below
+        except Exception:  # noqa: BLE001 - raised by result() below
             break
-    if cancelled is not None and task.exception() is not None:
+    result = task.result()
+    if cancelled is not None:
         raise cancelled
-    return task.result()
+    return result

@@ -20,6 +20,7 @@ from moving import Load, Traveller, traveller, wait_until
 from sterna.errors import SternaError
 from sterna.lab import hosts as lab_hosts
 from sterna.lab.hosts import Host
+from sterna.lab.links import Network
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
@@ -133,3 +134,58 @@ def test_a_daemon_killed_at_any_moment_leaves_one_vm_and_the_truth(lab, times):
             )
             if owner is there:
                 here, there = there, here
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_daemon_stopped_while_memory_travels_undoes_the_move(lab, side):
+    source, target = lab.hosts
+    victim = source if side == "source" else target
+    lab.shape(Network.MIGRATION, "100mbit")
+    with traveller(lab, LOAD) as guest:
+        operation = guest.move(source, target)
+        wait_until(lambda: guest.phase_of(source, operation) == "memory", "memory travels")
+        victim.stop()
+        revive(victim)
+        owner, ended = settled(guest, source, target)
+        assert owner is source
+        assert ended["id"] == operation["id"]
+        lab.shape(Network.MIGRATION, None)
+        assert guest.ended(source, guest.move(source, target))["state"] == "succeeded"
+        guest.must_run_once_on(target)
+
+
+def test_a_daemon_stopped_in_the_handover_finishes_it_first(lab):
+    source, target = lab.hosts
+    with traveller(lab, LOAD) as guest:
+        operation = guest.move(source, target)
+        wait_until(lambda: guest.phase_of(source, operation) in ("handover", "tidy"), "handover")
+        source.stop()
+        revive(source)
+        owner, _ = settled(guest, source, target)
+        assert owner is target
+
+
+def test_an_old_owner_that_comes_back_late_learns_that_the_vm_has_moved_on(lab, monkeypatch):
+    """a dies after b took the VM; b gives it back to nobody, restarts, and still knows."""
+    source, target = lab.hosts
+    with traveller(lab, LOAD) as guest:
+        source.stop()
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                lab_hosts,
+                "_daemon",
+                lambda: [sys.executable, str(CRASHING), "source-after-take"],
+            )
+            source.start()
+            source.wait_ready()
+        guest.move(source, target)
+        wait_until(lambda: source.process is None, "the source is dead")
+        guest.power_off(target)
+        target.client.delete("/v1/vms/tern")
+        target.kill()
+        target.start()
+        target.wait_ready()
+        source.start()
+        source.wait_ready()
+        assert guest.move_ended(source)["state"] == "succeeded"
+        assert [host.client.get("/v1/vms") for host in lab.hosts] == [[], []]

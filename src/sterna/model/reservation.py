@@ -47,4 +47,5 @@ class Take:
 
     __pydantic_config__ = STRICT
 
+    vm_id: str
     epoch: int

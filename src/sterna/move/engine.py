@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import shutil
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -18,6 +20,7 @@ from sterna.errors import (
     MoveCancelled,
     MoveFailed,
     MoveLeftovers,
+    MoveUnknown,
     SternaError,
     TargetLost,
 )
@@ -36,7 +39,6 @@ from sterna.vms.machine import VM
 from sterna.vms.service import VMs
 
 SWITCH_OVER_S = 10.0  # device state of the largest guests takes a second
-PLAN_S = 10.0
 
 
 class Moves:
@@ -74,8 +76,7 @@ class Moves:
             target, peer = source, None
         else:
             peer = self._peers.get(wishes.target)
-            async with asyncio.timeout(PLAN_S):
-                target = await peer.facts()
+            target = await peer.facts()
         info = await vm.qmp.query_migrate() if vm.process is not None else None
         process = vm.record.process
         found = checks.require(
@@ -125,6 +126,15 @@ class Move:
         """Raise what the user should read instead of `error`."""
         error = _first(error)
         names = {"vm": self.vm.name, "target": self.peer.name}
+        if self.vm.record.ownership.state is OwnershipState.YIELDING:
+            raise MoveUnknown(**names, operation=self.job.id) from error
+        if self.vm.record.ownership.state is OwnershipState.RELEASED:
+            raise MoveLeftovers(
+                **names,
+                outcome=f"runs on {self.peer.name}",
+                leftovers=f"its QEMU or files on {self.vms.config.name} ({error})",
+                fix=f"Restart sternad on {self.vms.config.name}: it clears them",
+            ) from error
         if undo.leftovers:
             raise MoveLeftovers(
                 **names,
@@ -231,13 +241,14 @@ class Move:
                         undo.dismiss()  # from here on only the target's answer decides
                 self.report.taken(answer)
                 if self.is_live:
-                    self.report.migrated(await memory.figures(vm.qmp))
+                    with contextlib.suppress(SternaError):  # figures are never worth an error
+                        self.report.migrated(await memory.figures(vm.qmp))
                 for warning in answer.warnings:
                     self.job.warn(warning)
                 step.say(self.report.pause_sentence(vm.name))
             self.job.phase = Phase.TIDY
             async with self.job.step("tidy") as step, self.report.phase(Phase.TIDY):
-                await tidy(vm, self.vms)
+                await tidy(vm, self.vms, self.job)
                 step.say(f"nothing of {vm.name} is left on {self.vms.config.name}")
 
     async def _last_copy(self) -> None:
@@ -253,17 +264,18 @@ class Move:
         for nic in self.vm.record.spec.nics:
             try:
                 await launcher.network.forget(launcher.switches.get(nic.switch), nic.mac)
-            except SternaError as error:
+            except Exception as error:  # noqa: BLE001 - never worth a move
                 self.job.warn(f"traffic may need seconds to follow {self.vm.name}: {error}")
 
     def _progress(self, sample: MemoryProgress) -> None:
         self.job.sample(sample)
 
 
-async def tidy(vm: VM, vms: VMs) -> None:
+async def tidy(vm: VM, vms: VMs, job: Job) -> None:
     """Write down that the VM is another host's, end its QEMU here, remove its files."""
-    await handover.release(vm)
+    await handover.release(vm, job)
     vms.launcher.remove_files(vm.record.spec)
+    shutil.rmtree(vm.paths.directory, ignore_errors=True)
 
 
 def _first(error: BaseException) -> BaseException:

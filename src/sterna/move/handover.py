@@ -14,7 +14,7 @@ import asyncio
 from dataclasses import replace
 
 from sterna import clock
-from sterna.errors import HandoverFailed, HostUnreachable, MoveUnknown, SternaError
+from sterna.errors import HandoverFailed, HostUnreachable, MoveUnknown, StateNotWritten
 from sterna.model.reservation import ReservationStatus
 from sterna.model.vm import Ownership, OwnershipState
 from sterna.move.peer import Peer
@@ -39,15 +39,15 @@ async def give(vm: VM, peer: Peer, job: Job) -> ReservationStatus:
         )
     )
     try:
-        answer = await peer.take(job.id, epoch)
+        answer = await peer.take(job.id, vm.id, epoch)
     except HostUnreachable as error:
         if not error.delivered:
-            await _own_again(vm)
+            await _own_again(vm, job)
             raise HandoverFailed(reason=error.message) from error
-    except SternaError:
-        pass  # an answer, but not a plain one: ask until it is
+    except Exception as error:  # noqa: BLE001 - no plain answer: ask until there is one
+        job.log(f"{peer.name} was told, but did not answer plainly: {error}", level="warning")
     else:
-        return await _conclude(vm, peer, answer)
+        return await _conclude(vm, peer, answer, job)
     return await resolve(vm, peer, job)
 
 
@@ -58,36 +58,49 @@ async def resolve(vm: VM, peer: Peer, job: Job) -> ReservationStatus:
     has restarted since has durably refused and says so.
     """
     epoch = vm.record.ownership.epoch
-    silent_since, pause = clock.monotonic(), RETRY_S
+    silent_since, pause, told, is_told = clock.monotonic(), RETRY_S, "", False
     while True:
         try:
-            answer = await peer.take(job.id, epoch)
-        except SternaError as error:
-            if clock.monotonic() - silent_since > DOUBT_AFTER_S:
+            answer = await peer.take(job.id, vm.id, epoch)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is no answer
+            if clock.monotonic() - silent_since > DOUBT_AFTER_S and not is_told:
                 job.unknown(MoveUnknown(vm=vm.name, target=peer.name, operation=job.id))
-            job.log(f"asking {peer.name} who owns {vm.name}: {error.message}", level="warning")
+                is_told = True
+            if str(error) != told:
+                told = str(error)
+                job.log(f"asking {peer.name} who owns {vm.name}: {told}", level="warning")
             await asyncio.sleep(pause)
             pause = min(pause * 2, RETRY_MAX_S)
         else:
             job.known()
-            return await _conclude(vm, peer, answer)
+            return await _conclude(vm, peer, answer, job)
 
 
-async def _conclude(vm: VM, peer: Peer, answer: ReservationStatus) -> ReservationStatus:
+async def _conclude(vm: VM, peer: Peer, answer: ReservationStatus, job: Job) -> ReservationStatus:
     if answer.state is OwnershipState.OWNED:
         return answer
-    await _own_again(vm)
+    await _own_again(vm, job)
     raise HandoverFailed(reason=f"{peer.name} refused the VM: {answer.reason}")
 
 
-async def _own_again(vm: VM) -> None:
+async def _own_again(vm: VM, job: Job) -> None:
     ownership = vm.record.ownership
-    await vm.write(
-        ownership=replace(ownership, state=OwnershipState.OWNED, epoch=ownership.epoch - 1)
-    )
+    owned = replace(ownership, state=OwnershipState.OWNED, epoch=ownership.epoch - 1)
+    await _surely(vm, job, ownership=owned)
 
 
-async def release(vm: VM) -> None:
+async def _surely(vm: VM, job: Job, **changes: object) -> None:
+    """A change that is decided elsewhere already: it is tried until the disk takes it."""
+    while True:
+        try:
+            return await vm.write(**changes)
+        except StateNotWritten as error:
+            job.log(error.message, level="warning")
+            await asyncio.sleep(RETRY_MAX_S)
+
+
+async def release(vm: VM, job: Job) -> None:
     """The target owns the VM: write it down, then end our QEMU."""
-    await vm.write(ownership=replace(vm.record.ownership, state=OwnershipState.RELEASED), moving="")
+    released = replace(vm.record.ownership, state=OwnershipState.RELEASED)
+    await _surely(vm, job, ownership=released, moving="")
     await vm.quit()

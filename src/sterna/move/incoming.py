@@ -23,6 +23,8 @@ from sterna.errors import (
     ReservationNotFound,
     SternaError,
     TargetLost,
+    VMBusy,
+    VMDamaged,
     VMExists,
     VMNotOwned,
     VMWrongState,
@@ -85,8 +87,6 @@ class Incoming:
 
     async def reserve(self, reservation: Reservation) -> ReservationStatus:
         """Make ready for the VM, or refuse with nothing left here."""
-        if reservation.operation in self._refused:
-            raise TargetLost(target=self.host, reason="its source has taken the wish back")
         async with self._admission:  # two arrivals must not be promised the same memory
             arrival = await self._admit(reservation)
         vm = arrival.vm
@@ -97,25 +97,32 @@ class Incoming:
                 self._write_nvram(reservation)
                 if reservation.live:
                     await self._listen(arrival)
+                self._follow(arrival)
             except BaseException as error:
                 await self._refuse(arrival, str(error))
                 raise
+        return arrival.status
+
+    def _follow(self, arrival: Arrival) -> None:
+        """The target's own operation, under the id of the source's."""
+        reservation = arrival.reservation
         self._vms.runner.start(
             "receive",
-            vm=vm.name,
-            vm_id=vm.id,
+            vm=arrival.vm.name,
+            vm_id=arrival.vm.id,
             work=lambda job: self._wait(job, arrival),
             peer=reservation.source,
             id=reservation.operation,
             cancellable=False,
         )
-        return arrival.status
 
     async def _admit(self, reservation: Reservation) -> Arrival:
         """Take name and memory for the VM. Raises what stands in the way."""
         facts = await self._gather()
         await asyncio.to_thread(self._require_resources, reservation, facts)
         self._require_free(reservation)
+        if reservation.operation in self._refused or reservation.operation in self._arrivals:
+            raise TargetLost(target=self.host, reason="this reservation has been decided already")
         self._forget_old()
         vm = self._vms.handle(self._record(reservation))
         arrival = Arrival(
@@ -137,6 +144,12 @@ class Incoming:
         """Raises if the VM, its name or a newer life of it is here."""
         spec = reservation.spec
         known = self._vms.by_id(spec.id)
+        if known is not None and (known.doing or known.process is not None):
+            raise VMBusy(
+                vm=spec.name,
+                doing=known.doing or f"its last QEMU on {self.host} is about to end",
+                operation=known.operation or reservation.operation,
+            )
         if known is not None and known.is_here:
             raise VMExists(vm=f"{spec.name} ({spec.id})", host=self.host)
         if known is not None and reservation.epoch <= known.record.owned_epoch:
@@ -158,6 +171,13 @@ class Incoming:
                 vm=spec.name,
                 state=f"larger than the memory that {self.host} has to give",
                 fix="Stop or move another VM first",
+            )
+        if reservation.accel and reservation.accel != facts.qemu.accel:
+            raise VMWrongState(
+                action="receive",
+                vm=spec.name,
+                state=f"running under {reservation.accel}; {self.host} offers {facts.qemu.accel}",
+                fix="Stop it and move it off",
             )
         for nic in spec.nics:
             self._vms.launcher.switches.require(nic.switch, nic.vlan)
@@ -261,12 +281,12 @@ class Incoming:
         arrival.heard = clock.monotonic()
         return arrival.status
 
-    async def take(self, operation: str, epoch: int) -> ReservationStatus:
+    async def take(self, operation: str, vm_id: str, epoch: int) -> ReservationStatus:
         """Own the VM and let it run. The same answer however often it is asked."""
         arrived = clock.monotonic()
         arrival = self._arrivals.get(operation)
         if arrival is None:
-            return self._answer_from_records(operation, epoch)
+            return self._from_record(vm_id, operation, epoch)
         async with arrival.lock:
             if arrival.decided.is_set():
                 return arrival.status
@@ -292,6 +312,8 @@ class Incoming:
         except TimeoutError:
             return f"its QEMU had not loaded the VM {LOADED_S:g} s after the source was through"
         except SternaError as error:
+            if vm.process is not None and vm.process.is_alive:
+                raise  # not known now: the source asks again
             return error.message
         return None
 
@@ -306,7 +328,8 @@ class Incoming:
             try:
                 await self._continue(vm)
             except QMPError as error:  # it has not run here: giving it back is still right
-                await vm.write(owned_epoch=owned_before)
+                refused = replace(owned, state=OwnershipState.REFUSED)
+                await vm.write(ownership=refused, owned_epoch=owned_before)
                 return await self._refuse(arrival, error.message)
             except SternaError as error:
                 warnings = (f"{vm.name} is here, but did not run at once: {error.message}",)
@@ -359,7 +382,7 @@ class Incoming:
             await self._let_it_speak(arrival)
             return await self.refuse(operation, reason)
         self._refused.append(operation)
-        return self._from_record(self._vms.by_id(vm_id), operation, epoch)
+        return self._from_record(vm_id, operation, epoch)
 
     async def _let_it_speak(self, arrival: Arrival) -> None:
         """A QEMU that could not load the VM is about to say why, and to end."""
@@ -374,7 +397,9 @@ class Incoming:
         refused = replace(vm.record.ownership, state=OwnershipState.REFUSED)
         try:
             await vm.refuse_reservation()
-        except SternaError as error:  # a reservation found after a restart is refused as well
+        except SternaError as error:
+            if vm.record.ownership.state is OwnershipState.OWNED:
+                raise  # only a reservation found after a restart is refused as well
             log.error("refusal of %s not written: %s", vm.name, error)  # noqa: TRY400
             vm.record = replace(vm.record, ownership=refused)
         said = vm.last_words() if arrival.reservation.live and vm.ended.is_set() else ""
@@ -382,7 +407,11 @@ class Incoming:
             arrival,
             replace(arrival.status, state=OwnershipState.REFUSED, reason=reason, said=said),
         )
-        await self.clear(vm)
+        vm.doing = "being cleared away"
+        try:
+            await self.clear(vm)
+        finally:
+            vm.doing = ""
         return status
 
     async def clear(self, vm: VM) -> None:
@@ -399,14 +428,14 @@ class Incoming:
         arrival.decided.set()
         return status
 
-    def _answer_from_records(self, operation: str, epoch: int) -> ReservationStatus:
-        """After a restart: whoever owned that epoch here owned it by that operation."""
-        for vm in self._vms.all():
-            if vm.record.ownership.operation == operation:
-                return self._from_record(vm, operation, epoch)
-        return self._from_record(None, operation, epoch)
-
-    def _from_record(self, vm: VM | None, operation: str, epoch: int) -> ReservationStatus:
+    def _from_record(self, vm_id: str, operation: str, epoch: int) -> ReservationStatus:
+        """After a restart. Epoch n+1 is handed out by the owner of n alone, to one target: a host
+        that has owned it got it by this operation, whatever has happened to the VM since.
+        """
+        for item in self._vms.damaged:
+            if item.key == vm_id:  # it may have owned it: no answer is better than a guess
+                raise VMDamaged(vm=vm_id, host=self.host, path=item.path, reason=item.reason)
+        vm = self._vms.by_id(vm_id)
         if vm is not None and vm.record.owned_epoch >= epoch:
             return ReservationStatus(operation=operation, state=OwnershipState.OWNED)
         return ReservationStatus(

@@ -157,8 +157,17 @@ async def abort(qmp: Monitor) -> None:
     except (TimeoutError, QMPTimeout):
         pass
     await _yank(qmp)
-    async with asyncio.timeout(CANCEL_S):
-        await _wait_ended(qmp)
+    await _ended_within(qmp)
+
+
+async def _ended_within(qmp: Monitor) -> MigrationInfo:
+    try:
+        async with asyncio.timeout(CANCEL_S):
+            return await _wait_ended(qmp)
+    except TimeoutError as error:
+        raise QMPTimeout(
+            name=qmp.session.name, command="the end of its migration", seconds=CANCEL_S
+        ) from error
 
 
 async def _yank(qmp: Monitor) -> None:
@@ -201,8 +210,7 @@ async def switch_over(qmp: Monitor, deadline_s: float) -> None:
                         raise Stalled(reason=info.error_desc or f"the last copy was {status}")
     except (TimeoutError, QMPTimeout) as error:
         await _yank(qmp)
-        async with asyncio.timeout(CANCEL_S):
-            ended = await _wait_ended(qmp)
+        ended = await _ended_within(qmp)
         if ended.status == "completed":  # it won the race against us
             return
         raise Stalled(

@@ -46,10 +46,12 @@ class Peer:
         """Where it stands; also says that the source is alive and still wants it."""
         return self._status(await self._ask("GET", f"/v1/peer/reservations/{operation}"))
 
-    async def take(self, operation: str, epoch: int) -> ReservationStatus:
+    async def take(self, operation: str, vm_id: str, epoch: int) -> ReservationStatus:
         """Tell it to own and run the VM. May be repeated: the answer stays the same."""
         path = f"/v1/peer/reservations/{operation}:take"
-        return self._status(await self._ask("POST", path, edge.dump(Take(epoch=epoch))))
+        return self._status(
+            await self._ask("POST", path, edge.dump(Take(vm_id=vm_id, epoch=epoch)))
+        )
 
     async def refuse(self, operation: str, vm_id: str, epoch: int) -> ReservationStatus:
         """Tell it to give the reservation up, unless it has taken the VM: then it says so."""
@@ -73,7 +75,12 @@ class Peer:
             raise unreachable from error
         if response.is_error:
             raise from_problem(_problem(response))
-        return response.json()
+        try:
+            return response.json()
+        except ValueError as error:
+            raise HostUnreachable(
+                peer=self.name, url=self.url, reason="its answer is not JSON"
+            ) from error
 
 
 def _problem(response: httpx2.Response) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from sterna.errors import (
     Failed,
     HandoverFailed,
     MoveFailed,
+    MoveUnknown,
     QMPTimeout,
     SternaError,
     VMWrongState,
@@ -33,7 +34,7 @@ from sterna.model.operation import Operation
 from sterna.model.vm import OwnershipState
 from sterna.move import engine, handover, memory
 from sterna.move.incoming import Incoming
-from sterna.move.peer import Peers
+from sterna.move.peer import Peer, Peers
 from sterna.operations.runner import Job
 from sterna.qemu.cut import cut_connections
 from sterna.qemu.process import Process, find
@@ -60,9 +61,9 @@ class Recovery:
         for vm in vms:
             try:
                 await self._recover(vm)
-            except SternaError as error:  # one VM's trouble is not another's
-                log.error("VM %s: %s", vm.name, error.message)  # noqa: TRY400 - it says it all
-                await self._note(vm, f"after a restart: {error.message}")
+            except Exception as error:  # one VM's trouble is not another's
+                log.exception("VM %s could not be recovered", vm.name)
+                await self._note(vm, f"after a restart: {error}")
         for operation in self._open.values():
             self._settle_rest(operation)
 
@@ -86,6 +87,7 @@ class Recovery:
         process = Process.adopt(identity)
         if process is None:
             await vm.write(process=None)
+            await self._note(vm, "its QEMU had ended when sternad started")
             return
         try:
             try:
@@ -96,10 +98,10 @@ class Recovery:
                 await vm.attach(process, self._vms.runner)
         except SternaError as error:
             if process.is_alive:
-                raise Failed(
-                    detail=f"its QEMU (pid {identity.pid}) runs but does not answer: {error.message}"
-                ) from error
-            await vm.write(process=None)
+                vm.hold(process, self._vms.runner)
+                await self._note(vm, f"its QEMU (pid {identity.pid}) does not answer: {error}")
+            else:
+                await vm.write(process=None)
 
     # ---- one state each --------------------------------------------------------------------
 
@@ -107,13 +109,14 @@ class Recovery:
         moving = vm.record.moving
         operation = moving or vm.record.ownership.operation
         if vm.monitor is not None:
-            if moving:
+            status = (await vm.monitor.query_migrate()).status
+            if moving or status not in memory.ENDED | {"none", ""}:
                 await memory.abort(vm.monitor)
             await vm.resume_as_recorded()
         if moving:
             await vm.write(moving="")
             self._vms.runner.background(
-                self._free_target(vm, moving), f"free the target of {moving}"
+                self._free_target(vm, self._peer_of(moving), moving), f"free the target of {moving}"
             )
             self._settle(
                 moving,
@@ -156,15 +159,15 @@ class Recovery:
     def _resolve(self, vm: VM) -> None:
         """In doubt: the operation goes on until the target has answered."""
         operation, target = vm.record.ownership.operation, vm.record.ownership.peer
-        peer = self._peers.get(target)
         vm.doing, vm.operation = f"in doubt: {target} may own it", operation
 
         async def work(job: Job) -> dict[str, Any]:
             job.log(f"sternad restarted; asking {target} whether it has taken {vm.name}")
             try:
                 with job.uncancellable():
+                    peer = await self._known_peer(target, vm, job)
                     await handover.resolve(vm, peer, job)
-                    await engine.tidy(vm, self._vms)
+                    await engine.tidy(vm, self._vms, job)
             except HandoverFailed as error:
                 await vm.resume_as_recorded()
                 await vm.write(moving="")
@@ -189,6 +192,16 @@ class Recovery:
             self._vms.runner.start(
                 "move", vm=vm.name, vm_id=vm.id, work=work, peer=target, id=operation
             )
+
+    async def _known_peer(self, name: str, vm: VM, job: Job) -> Peer:
+        """The target; while the configuration does not name it, the doubt remains."""
+        try:
+            return self._peers.get(name)
+        except SternaError as error:
+            job.unknown(MoveUnknown(vm=vm.name, target=name, operation=job.id))
+            job.log(f"{error.message}: add it, then restart sternad", level="error")
+            await asyncio.Event().wait()
+            raise
 
     async def _released(self, vm: VM) -> None:
         target, operation = vm.record.ownership.peer, vm.record.ownership.operation
@@ -218,9 +231,8 @@ class Recovery:
 
     # ---- the rest --------------------------------------------------------------------------
 
-    async def _free_target(self, vm: VM, operation: str) -> None:
+    async def _free_target(self, vm: VM, target: str, operation: str) -> None:
         """Tell the target at once; if it cannot be told, its lease ends by itself."""
-        target = self._peer_of(operation)
         with contextlib.suppress(SternaError):
             await self._peers.get(target).refuse(operation, vm.id, vm.record.ownership.epoch + 1)
 

@@ -44,6 +44,7 @@ Work = Callable[[Job], Awaitable[dict[str, Any]]]
 
 WRITE_S = 2.0  # longest wait for the journal before work begins: a healthy disk takes ms
 HANDOVER_S = 10.0  # a handover that a shutdown finds under way may end: it takes far less
+BACKGROUND_S = 5.0  # watches only hang up
 UNDO_S = 15.0  # and undo may take this long; systemd kills after 90 s
 ENDED_KEPT = 100  # ended operations in memory: for those who ask at once, and for a full disk
 EVENT_GAP = 1_000_000  # between the numbers of two lives: more than a crash can lose unwritten
@@ -306,8 +307,6 @@ class Runner:
             if live.task and not live.stop and not live.shields:
                 live.stop = "shutdown"
                 live.task.cancel()
-        for task in self._background:
-            task.cancel()
         await self._gather(HANDOVER_S)
         for live in list(self._live.values()):
             if live.task and not live.task.done():
@@ -315,13 +314,21 @@ class Runner:
                 live.stop = "shutdown"
                 live.task.cancel()
         await self._gather(UNDO_S)
+        await self._end_background()  # last: work that unwinds still needs its watches
         for live in list(self._live.values()):
             live.subscribers.end()
             live.ended.set()
         self.hub.subscribers.end()
 
+    async def _end_background(self) -> None:
+        tasks = set(self._background)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=BACKGROUND_S)
+
     async def _gather(self, seconds: float) -> None:
-        tasks = {live.task for live in self._live.values() if live.task} | self._background
+        tasks = {live.task for live in self._live.values() if live.task}
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
         for live in list(self._live.values()):

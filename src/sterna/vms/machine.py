@@ -22,11 +22,13 @@ from sterna.qemu.argv import RunPaths
 from sterna.qemu.commands import Monitor
 from sterna.qemu.process import Process
 from sterna.qemu.session import Session
+from sterna.tasks import finish
 
 log = logging.getLogger(__name__)
 
 # QEMU's words for a guest that stands still and may simply be continued.
 _STANDING = frozenset({"prelaunch", "paused", "postmigrate", "finish-migrate"})
+SILENT = "silent"  # status of a QEMU that lives but does not answer
 QUIT_TIMEOUT_S = 10.0  # QEMU flushes and closes its disks
 
 
@@ -45,6 +47,7 @@ class VM:
         self.operation = ""  # its operation, if it has one
         self.paths = RunPaths(run_dir)
         self._store = store
+        self._writing = asyncio.Lock()
 
     # ---- what it is ------------------------------------------------------------------------
 
@@ -73,6 +76,8 @@ class VM:
                 return RunState.MOVING_IN
         if self.process is None:
             return RunState.STARTING if self.doing == "starting" else RunState.OFF
+        if self.status == SILENT:
+            return RunState.UNKNOWN
         if self.status == "running":
             return RunState.RUNNING
         return RunState.STARTING if self.doing == "starting" else RunState.PAUSED
@@ -92,13 +97,13 @@ class VM:
 
     async def write(self, **changes: object) -> None:
         """Change the record, durably, before this returns; a cancelled write has been done too."""
-        record = replace(self.record, **changes)  # type: ignore[arg-type]
-        try:
+        await finish(self._write(changes))
+
+    async def _write(self, changes: dict[str, object]) -> None:
+        async with self._writing:  # the watch of its QEMU writes too
+            record = replace(self.record, **changes)  # type: ignore[arg-type]
             await self._store.write(self.id, record)
-        except asyncio.CancelledError:
             self.record = record
-            raise
-        self.record = record
 
     async def refuse_reservation(self) -> None:
         """Never to be taken any more, durably."""
@@ -124,26 +129,41 @@ class VM:
             self.paths.oob,
             is_alive=lambda: process.is_alive,
         )
-        self.process = process
-        self.monitor = Monitor(session)
-        self.status = await self.monitor.query_status()
+        try:
+            status = await Monitor(session).query_status()
+        except BaseException:
+            await session.close()
+            raise
+        self.process, self.monitor, self.status = process, Monitor(session), status
         self.ended.clear()
         runner.background(self._watch(process, session), f"watch {self.name}")
 
-    async def _watch(self, process: Process, session: Session) -> None:
+    def hold(self, process: Process, runner: Runner) -> None:
+        """A QEMU that lives but does not answer: known, so that nobody starts a second one."""
+        self.process, self.monitor, self.status = process, None, SILENT
+        self.ended.clear()
+        runner.background(self._watch(process, None), f"watch {self.name}")
+
+    async def _watch(self, process: Process, session: Session | None) -> None:
         """Follow QEMU's run state; when the process ends, say so in the record."""
         try:
-            with session.listen("STOP", "RESUME") as events, contextlib.suppress(QEMULost):
-                async for event in events:
-                    self.status = "running" if event["event"] == "RESUME" else "paused"
+            if session is not None:
+                with session.listen("STOP", "RESUME") as events, contextlib.suppress(QEMULost):
+                    async for event in events:
+                        self.status = "running" if event["event"] == "RESUME" else "paused"
             self.exit_status = await process.wait()
         finally:
-            await session.close()
+            if session is not None:
+                await session.close()
         log.info("QEMU of %s (pid %d) has ended", self.name, process.pid)
         self.process, self.monitor, self.status = None, None, ""
-        if self.record.process is not None:
-            await self.write(process=None)
-        self.ended.set()
+        try:
+            if self.record.process is not None:
+                await self.write(process=None)
+        except SternaError as error:  # a stale name harms nobody: start ticks tell it apart
+            log.error("end of %s not written: %s", self.name, error)  # noqa: TRY400
+        finally:
+            self.ended.set()
 
     @property
     def qmp(self) -> Monitor:

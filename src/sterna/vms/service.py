@@ -78,7 +78,8 @@ class VMs:
 
     def forget(self, vm: VM) -> None:
         """It is none of this host's any more."""
-        self._vms.pop(vm.id, None)
+        if self._vms.get(vm.id) is vm:
+            del self._vms[vm.id]
 
     def all(self) -> Iterator[VM]:
         """All handles, tombstones included."""
@@ -220,6 +221,7 @@ class VMs:
     async def delete(self, ref: str, keep_disks: bool = False) -> None:
         """Delete a VM that is off, with its disks unless they are to be kept."""
         vm = self.get(ref)
+        self.require_idle(vm)
         with vm.lease("being deleted"):
             self._require(vm, RunState.OFF, "delete", f"Stop it first: sterna vm stop {vm.name}")
             # The record goes first: files without an owner are litter, an owner without files a lie.
@@ -257,6 +259,7 @@ class VMs:
         """Boot a VM that is off."""
         vm = self.get(ref)
         self._require(vm, RunState.OFF, "start", f"See: sterna vm show {vm.name}")
+        self.require_idle(vm)
         with vm.lease("starting"):
             for nic in vm.record.spec.nics:
                 self.launcher.switches.require(nic.switch, nic.vlan)
@@ -278,9 +281,14 @@ class VMs:
         """Stop the vCPUs; memory and devices stay."""
         vm = self.get(ref)
         self._require(vm, RunState.RUNNING, "pause", f"See: sterna vm show {vm.name}")
+        self.require_idle(vm)
         with vm.lease("being paused"):
             await vm.write(paused=True)
-            await vm.qmp.stop()
+            try:
+                await vm.qmp.stop()
+            except BaseException:
+                await vm.write(paused=False)
+                raise
             vm.status = "paused"
         return view(vm, self.config.name)
 
@@ -288,6 +296,7 @@ class VMs:
         """Let the vCPUs run again."""
         vm = self.get(ref)
         self._require(vm, RunState.PAUSED, "resume", f"Start it with: sterna vm start {vm.name}")
+        self.require_idle(vm)
         with vm.lease("being resumed"):
             await vm.write(paused=False)
             await vm.qmp.cont()

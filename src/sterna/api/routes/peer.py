@@ -32,7 +32,9 @@ async def take(
 ) -> dict[str, Any]:
     """The VM is yours now. May be repeated; the answer stays the same."""
     wish = edge.parse(Take, body, "take")
-    return dict(edge.dump(await request.app.state.services.incoming.take(operation, wish.epoch)))
+    return dict(
+        edge.dump(await request.app.state.services.incoming.take(operation, wish.vm_id, wish.epoch))
+    )
 
 
 @router.post("/{operation}:refuse")
