@@ -3,12 +3,15 @@ import json
 import socket
 from contextlib import closing
 
+import pytest
+
 from api_rig import an_api, hang_up
 from operations_rig import in_loop
-
 from sterna.api import events as events_module
 from sterna.client import Client
 from sterna.operations.runner import Job
+
+pytestmark = pytest.mark.functional
 
 SPEC = {"name": "web", "memory": "64MiB"}
 

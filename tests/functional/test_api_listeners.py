@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from api_rig import an_api, exchange, hang_up
 from operations_rig import in_loop
-
 from sterna.api import access, listeners
 from sterna.api.app import build
 from sterna.api.listeners import HTTPS, listen
@@ -19,6 +19,8 @@ from sterna.api.services import Services
 from sterna.config import Config, Listen
 from sterna.errors import BadConfig, ListenFailed
 from sterna.security import identity
+
+pytestmark = pytest.mark.functional
 
 TOKEN = "a-token-of-thirty-two-characters"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from fastapi import FastAPI
-from operations_rig import a_runner
 
+from operations_rig import a_runner
 from sterna.api.app import build
 from sterna.api.listeners import HTTPS, Listening, listen
 from sterna.api.services import Services
