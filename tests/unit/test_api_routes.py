@@ -2,7 +2,6 @@ import asyncio
 
 from api_rig import an_api, hang_up
 from operations_rig import in_loop
-
 from sterna.api.access import MAX_BODY
 from sterna.operations.runner import Job
 

@@ -9,8 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from operations_rig import in_loop
 
+from operations_rig import in_loop
 from sterna.model.edge import dump_json
 from sterna.model.operation import LogLine, Operation, OperationState
 from sterna.operations import tables

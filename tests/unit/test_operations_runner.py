@@ -5,8 +5,8 @@ import logging
 import threading
 
 import pytest
-from operations_rig import a_runner, in_loop, read, texts
 
+from operations_rig import a_runner, in_loop, read, texts
 from sterna.errors import (
     MoveCancelled,
     MoveFailed,
