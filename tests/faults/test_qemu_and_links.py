@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -43,11 +43,14 @@ def qemu(host: Host) -> int:
 
 @contextmanager
 def frozen(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
+    """Stopped for the block; it may be ended meanwhile, which SIGKILL does to the frozen too."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def test_the_targets_qemu_dies(moving):
@@ -64,7 +67,7 @@ def test_the_sources_qemu_dies_and_the_vm_is_off_where_it_was(moving):
     guest, source, target, operation = moving
     os.kill(qemu(source), signal.SIGKILL)
     ended = guest.ended(source, operation)
-    assert ended["state"] in ("failed", "partial")
+    assert ended["state"] == "failed"
     wait_until(lambda: source.client.get("/v1/vms/tern")["state"] == "off", "it is off")
     wait_until(lambda: target.client.get("/v1/vms") == [], "the target has given it up")
     source.client.post("/v1/vms/tern:start")

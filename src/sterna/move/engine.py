@@ -21,8 +21,10 @@ from sterna.errors import (
     MoveFailed,
     MoveLeftovers,
     MoveUnknown,
+    QEMULost,
     SternaError,
     TargetLost,
+    VMLost,
 )
 from sterna.model.host import HostFacts
 from sterna.model.move import MemoryProgress, MoveWishes, Phase
@@ -35,7 +37,7 @@ from sterna.move.report import Report
 from sterna.move.undo import Undo
 from sterna.move.watch import Watch
 from sterna.operations.runner import Job
-from sterna.vms.machine import VM
+from sterna.vms.machine import QUIT_TIMEOUT_S, VM
 from sterna.vms.service import VMs
 
 SWITCH_OVER_S = 10.0  # device state of the largest guests takes a second
@@ -205,11 +207,22 @@ class Move:
             self.vms.config.name,
         )
         async with self.job.step("memory") as step, self.report.phase(Phase.MEMORY):
-            undo.push("continue the guest", vm.resume_as_recorded)
-            undo.push("end the migration of its memory", lambda: memory.abort(vm.qmp))
+            undo.push("continue the guest", lambda: self._if_alive(vm.resume_as_recorded))
+            undo.push(
+                "end the migration of its memory",
+                lambda: self._if_alive(lambda: memory.abort(vm.qmp)),
+            )
             await memory.prepare(vm.qmp, self.wishes, dict(caps))
             await self._precopy(reservation, watch)
             step.say(self.report.memory_sentence())
+
+    async def _if_alive(self, step: Callable[[], Awaitable[object]]) -> None:
+        """An undo of something that ends with its QEMU by itself: the VM is off then, here."""
+        try:
+            await step()
+        except (QEMULost, VMLost):
+            async with asyncio.timeout(QUIT_TIMEOUT_S):
+                await self.vm.ended.wait()
 
     async def _precopy(self, reservation: ReservationStatus, watch: Watch) -> None:
         """Until the guest is stopped, with a target that answered a moment ago."""
