@@ -205,7 +205,7 @@ def launch(order: dict[str, Any]) -> None:
         binary=order["binary"],
         accel=order["accel"],
         tap_fds={spec.nics[0].name: tap},
-        disk_paths={},
+        chains={},
         incoming=order["incoming"],
     )
     words.remove("-S")

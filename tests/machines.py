@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sterna.model.disk import node_name
 from sterna.model.vm import NIC, DirectBoot, Disk, Firmware, VMSpec
 from sterna.qemu import argv
 from sterna.qemu.argv import FirmwareFiles, RunPaths
+from sterna.qemu.nodes import Layer
 
 MACHINE = "pc-q35-7.2"
 SMALL = VMSpec(
@@ -49,7 +51,7 @@ class Variant:
             "tap_fds": fds,
             "vhost_fds": vhost,
             "firmware": firmware(folder) if self.spec.firmware is Firmware.UEFI else None,
-            "disk_paths": disk_paths(self.spec, folder),
+            "chains": chains(self.spec, folder),
         }
         return argv.build(
             self.spec,
@@ -61,8 +63,18 @@ class Variant:
         )
 
 
-def disk_paths(spec: VMSpec, folder: Path) -> dict[str, Path]:
-    return {disk.name: folder / disk.volume for disk in spec.disks}
+def chains(spec: VMSpec, folder: Path) -> dict[str, list[Layer]]:
+    """Each disk is one image in `folder`."""
+    return {
+        disk.name: [
+            Layer(
+                node=node_name(disk.pool, disk.volume),
+                path=folder / disk.volume,
+                format=disk.format,
+            )
+        ]
+        for disk in spec.disks
+    }
 
 
 def firmware(folder: Path) -> FirmwareFiles:

@@ -14,7 +14,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from machines import Variant, disk_paths, firmware
+from machines import Variant, chains, firmware
 from sterna.model.vm import Firmware
 from sterna.qemu import process
 from sterna.qemu.argv import RunPaths
@@ -103,16 +103,17 @@ def prepare(variant: Variant, folder: Path, shared: Path | None = None) -> dict[
     """The files of a machine in `folder`, its disks in `shared`; what `build` must be told."""
     own = folder / variant.folder
     own.mkdir(parents=True, exist_ok=True)
-    paths = disk_paths(variant.spec, shared or own)
+    layers = chains(variant.spec, shared or own)
     for disk in variant.spec.disks:
-        if not paths[disk.name].exists():
-            command = ["qemu-img", "create", "-q", "-f", disk.format, str(paths[disk.name])]
+        (layer,) = layers[disk.name]
+        if not layer.path.exists():
+            command = ["qemu-img", "create", "-q", "-f", disk.format, str(layer.path)]
             subprocess.run([*command, str(DISK_BYTES)], check=True)
     if variant.spec.firmware is not Firmware.UEFI:
-        return {"disk_paths": paths}
+        return {"chains": layers}
     files = firmware(own)
     files.variables.write_bytes(files.template.read_bytes())
-    return {"disk_paths": paths, "firmware": files}
+    return {"chains": layers, "firmware": files}
 
 
 @contextlib.asynccontextmanager

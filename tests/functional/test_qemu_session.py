@@ -19,9 +19,9 @@ from sterna.errors import QEMULost, QMPError, QMPTimeout
 from sterna.model.vm import QEMUProcess
 from sterna.qemu.argv import RunPaths
 from sterna.qemu.commands import Monitor
-from sterna.qemu.cut import cut_connections
 from sterna.qemu.process import Process, spawn
 from sterna.qemu.session import Session
+from sterna.qemu.sockets import cut_connections
 
 pytestmark = pytest.mark.functional
 VARIANT = Variant(SMALL)

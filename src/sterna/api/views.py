@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sterna.model.disk import STRICT
 from sterna.model.host import Pool, Switch
-from sterna.model.vm import STRICT, Ownership, RunState, VMSpec
+from sterna.model.vm import Ownership, RunState, VMSpec
 
 MAX_STOP_S = 3600.0  # who wants to wait longer for a guest wants to be asked again
 

@@ -34,8 +34,8 @@ from sterna.errors import (
 from sterna.host import storage
 from sterna.host.network import Network, bridge_name
 from sterna.host.store import Damaged, Store
+from sterna.model.disk import STRICT
 from sterna.model.host import Pool, PoolFacts, Switch, SwitchFacts
-from sterna.model.vm import STRICT
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

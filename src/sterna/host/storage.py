@@ -21,9 +21,9 @@ from typing import Literal
 from sterna import clock
 from sterna.errors import BadSpec, PoolUnusable, VolumeForbidden
 from sterna.host.store import replace_file
+from sterna.model.disk import STRICT
 from sterna.model.edge import dump_json, parse_json
 from sterna.model.host import Pool, PoolFacts
-from sterna.model.vm import STRICT
 
 IDENTITY_FILE = ".sterna-pool.json"
 _IDENTITY_LIMIT = 64 << 10  # bytes; ours has 150, a longer file is not ours

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sterna.model.vm import DEVICE_NAME, STRICT, require_name
+from sterna.model.disk import STRICT
+from sterna.model.vm import DEVICE_NAME, require_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

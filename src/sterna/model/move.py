@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sterna.model.vm import STRICT, Size
+from sterna.model.disk import STRICT
+from sterna.model.vm import Size
 
 DEFAULT_MAX_DOWNTIME_MS = 300  # a pause that few protocols and no person notices
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sterna.model.vm import STRICT, OwnershipState, VMSpec
+from sterna.model.disk import STRICT
+from sterna.model.vm import OwnershipState, VMSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,13 +9,21 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
+from sterna.model.disk import (
+    STRICT,
+    Checkpoint,
+    Image,
+    ImageFormat,
+    StateFile,
+    Volume,
+    require_file_name,
+)
 from sterna.units import parse_size
 
-STRICT: dict[str, Any] = {"extra": "forbid"}
 NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 DEVICE_NAME = re.compile(r"[a-z][a-z0-9]{0,14}")
 MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
@@ -40,22 +48,26 @@ class Firmware(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
-    """One disk: a file `volume` in `pool`. `size` makes a new one, `image` copies an existing one."""
+    """One disk: a file `volume` in `pool`. `size` makes a new one, `image` copies an existing one.
+
+    `base` are the images below it that no checkpoint made, the top first: templates, which other
+    VMs may use too. Nothing of Sterna ever writes to them.
+    """
 
     __pydantic_config__ = STRICT
 
     name: str
     pool: str
     volume: str = ""  # file name in the pool; filled in when the VM is created
-    format: Literal["qcow2", "raw"] = "qcow2"
+    format: ImageFormat = "qcow2"
     size: Size | None = None  # bytes; None: the volume exists, or the image's own size
     image: str = ""  # absolute path of an image to copy, at creation only
     read_only: bool = False
+    base: tuple[Image, ...] = ()  # with `size`: a new overlay on it; else filled in at creation
 
     def __post_init__(self) -> None:
         require_name(self.name, "a disk", DEVICE_NAME)
-        if "/" in self.volume or self.volume.startswith("."):
-            raise ValueError(f"volume {self.volume!r} must be a plain file name in its pool")
+        require_file_name(self.volume)
         if self.image and not self.image.startswith("/"):
             raise ValueError(f"image {self.image!r} must be an absolute path")
 
@@ -198,3 +210,11 @@ class VMRecord:
     )
     owned_epoch: int = 0  # newest epoch that this host took over; answers a late question
     notes: tuple[str, ...] = field(default=())  # what happened to it that its owner should know
+    checkpoints: tuple[Checkpoint, ...] = ()  # parents before children
+    at: str = ""  # id of the checkpoint that the disks' top images rest on; empty: none
+    saved: StateFile | None = None  # it is off, and goes on from here when it is started
+    # Files that a step which is under way has made: removed by whoever undoes or recovers it.
+    # Written before the first of them is made, emptied when they belong to the VM.
+    made: tuple[Volume, ...] = ()
+    # Files that another place has now: removed as soon as that step is through, retried at start.
+    leaving: tuple[Volume, ...] = ()

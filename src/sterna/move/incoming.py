@@ -93,7 +93,7 @@ class Incoming:
         async with arrival.lock:
             try:
                 await vm.write()  # durable before there is a QEMU to find
-                self._vms.launcher.check_files(vm.record.spec)
+                self._vms.launcher.check_files(vm.record)
                 self._write_nvram(reservation)
                 if reservation.live:
                     await self._listen(arrival)

@@ -36,8 +36,8 @@ from sterna.move import engine, handover, memory
 from sterna.move.incoming import Incoming
 from sterna.move.peer import Peer, Peers
 from sterna.operations.runner import Job
-from sterna.qemu.cut import cut_connections
 from sterna.qemu.process import Process, find
+from sterna.qemu.sockets import cut_connections
 from sterna.vms.machine import VM
 from sterna.vms.service import VMs
 

@@ -16,6 +16,8 @@ from typing import Literal
 
 from sterna.errors import BadSpec, FirmwareMissing
 from sterna.model.vm import NIC, Disk, Firmware, VMSpec
+from sterna.qemu import nodes
+from sterna.qemu.nodes import Layer
 from sterna.units import KIB
 
 # Under emulation QEMU before 9.0 loses guest writes during a migration (seen with 7.2.22: kernel
@@ -117,13 +119,13 @@ def build(  # noqa: PLR0913 - one argument for each thing that differs between t
     binary: str,
     accel: Literal["kvm", "tcg"],
     tap_fds: Mapping[str, int],
-    disk_paths: Mapping[str, Path],
+    chains: Mapping[str, Sequence[Layer]],
     incoming: bool = False,
     firmware: FirmwareFiles | None = None,
     arguments: Sequence[str] = (),
     vhost_fds: Mapping[str, int] | None = None,
 ) -> list[str]:
-    """The command line. `tap_fds` and `disk_paths` by the names of the spec's NICs and disks;
+    """The command line. `tap_fds` and `chains` (images, the top first) by the names of the spec's NICs and disks;
     with `vhost_fds` (open /dev/vhost-net, by NIC) the host's kernel carries the frames.
 
     Raises BadSpec for a machine that cannot be built.
@@ -139,7 +141,7 @@ def build(  # noqa: PLR0913 - one argument for each thing that differs between t
         *_consoles(paths),
         *_fixed_devices(),
         *_each(_nic(nic, i, tap_fds, vhost_fds or {}) for i, nic in enumerate(spec.nics)),
-        *_each(_disk(disk, i, disk_paths[disk.name]) for i, disk in enumerate(spec.disks)),
+        *_each(_disk(disk, i, chains[disk.name]) for i, disk in enumerate(spec.disks)),
         *_boot(spec),
         *(("-incoming", "defer") if incoming else ()),
     ]
@@ -157,8 +159,8 @@ def _machine(spec: VMSpec, accel: str, firmware: FirmwareFiles | None) -> list[s
             raise BadSpec(where="firmware", reason="UEFI needs its firmware files")
         machine += ",pflash0=fw-code,pflash1=fw-vars"
         flash = [
-            *_file("fw-code", "raw", firmware.code, read_only=True),
-            *_file("fw-vars", "raw", firmware.variables, read_only=False),
+            *_flash("fw-code", firmware.code, read_only=True),
+            *_flash("fw-vars", firmware.variables, read_only=False),
         ]
     memory = spec.memory + (TCG_ODD_BYTES if accel == "tcg" else 0)
     return [
@@ -177,6 +179,11 @@ def _machine(spec: VMSpec, accel: str, firmware: FirmwareFiles | None) -> list[s
         *("-rtc", "base=utc"),
         *("-boot", "menu=off,strict=on"),
     ]
+
+
+def _flash(node: str, path: Path, *, read_only: bool) -> list[str]:
+    layer = Layer(node=node, path=path, format="raw")
+    return _blockdevs(nodes.chain([layer], read_only=read_only))
 
 
 def _cpu(model: str, accel: str) -> str:
@@ -275,27 +282,19 @@ def _nic(
     ]
 
 
-def _disk(disk: Disk, index: int, path: Path) -> list[str]:
+def _disk(disk: Disk, index: int, layers: Sequence[Layer]) -> list[str]:
     return [
-        *_file(f"disk-{disk.name}", disk.format, path, read_only=disk.read_only),
+        *_blockdevs(nodes.chain(layers, read_only=disk.read_only)),
         "-device",
         (
-            f"virtio-blk-pci,id=blk-{disk.name},drive=disk-{disk.name},serial={disk.name}"
+            f"virtio-blk-pci,id=blk-{disk.name},drive={layers[0].node},serial={disk.name}"
             f",bus=disk-port-{index},addr=0x0,bootindex={index + 1}"
         ),
     ]
 
 
-def _file(node: str, image_format: str, path: Path, *, read_only: bool) -> list[str]:
-    """Two block nodes: `node` reads the format, `node-file` the file. The format is never guessed:
-    a guest could write the header of another one into a raw disk, and read the host's files.
-    """
-    shared: dict[str, object] = {"read-only": read_only, "discard": "unmap"}
-    nodes: tuple[dict[str, object], ...] = (
-        {"driver": "file", "node-name": f"{node}-file", "filename": str(path), **shared},
-        {"driver": image_format, "node-name": node, "file": f"{node}-file", **shared},
-    )
-    return [part for one in nodes for part in ("-blockdev", json.dumps(one))]
+def _blockdevs(options: Iterable[nodes.Options]) -> list[str]:
+    return [part for one in options for part in ("-blockdev", json.dumps(one))]
 
 
 def _boot(spec: VMSpec) -> list[str]:

@@ -61,7 +61,7 @@ async def boots(
             binary=binary,
             accel=accel,
             tap_fds={},
-            disk_paths={},
+            chains={},
             arguments=(*arguments, "-no-reboot"),
         )
         failure = await _run(command, paths, timeout_s)

@@ -18,11 +18,13 @@ from sterna.config import Config
 from sterna.errors import ImageMissing, QEMULost, SternaError, VMStartFailed
 from sterna.host.network import Network, tap_name
 from sterna.host.registry import Pools, Switches
-from sterna.model.vm import Firmware, VMSpec
+from sterna.model.vm import Firmware, VMRecord, VMSpec
 from sterna.operations.runner import Runner
 from sterna.qemu import argv, process
 from sterna.qemu.argv import FirmwareFiles
 from sterna.qemu.capabilities import Capabilities
+from sterna.qemu.nodes import Layer
+from sterna.vms import chain
 from sterna.vms.machine import VM
 
 log = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ class Launcher:
         Raises VMStartFailed with QEMU's own words, or what is missing on this host.
         """
         spec = vm.record.spec
-        self.check_files(spec)
+        self.check_files(vm.record)
         vm.prepare_run_dir()
         taps: dict[str, int] = {}
         try:
@@ -62,7 +64,7 @@ class Launcher:
                 binary=self.capabilities.binary,
                 accel=self.accel,
                 tap_fds=taps,
-                disk_paths=self.disk_paths(spec),
+                chains=self.chains(vm.record),
                 incoming=incoming,
                 firmware=self.firmware(spec),
                 arguments=self.config.qemu.arguments,
@@ -86,9 +88,9 @@ class Launcher:
                 raise VMStartFailed(vm=vm.name, reason=vm.last_words(), log=vm.paths.log) from error
             raise
 
-    def disk_paths(self, spec: VMSpec) -> dict[str, Path]:
-        """Where each disk's volume is on this host."""
-        return {disk.name: self.pools.volume_path(disk.pool, disk.volume) for disk in spec.disks}
+    def chains(self, record: VMRecord) -> dict[str, tuple[Layer, ...]]:
+        """Where the images of each disk are on this host, the top first."""
+        return {disk.name: chain.layers(record, disk, self.pools) for disk in record.spec.disks}
 
     def firmware(self, spec: VMSpec) -> FirmwareFiles | None:
         """UEFI's code and this VM's variables; None for BIOS."""
@@ -100,14 +102,16 @@ class Launcher:
         """The file of a VM's UEFI variables."""
         return self.config.state_dir / "nvram" / f"{vm_id}.fd"
 
-    def check_files(self, spec: VMSpec) -> None:
+    def check_files(self, record: VMRecord) -> None:
         """Raises ImageMissing, naming the first file that the VM needs and this host lacks."""
+        boot = record.spec.boot
         needed: list[tuple[str, Path]] = []
-        if spec.boot is not None:
-            needed.append(("kernel", Path(spec.boot.kernel)))
-            if spec.boot.initrd:
-                needed.append(("initrd", Path(spec.boot.initrd)))
-        needed += [(f"disk {name}", path) for name, path in self.disk_paths(spec).items()]
+        if boot is not None:
+            needed.append(("kernel", Path(boot.kernel)))
+            if boot.initrd:
+                needed.append(("initrd", Path(boot.initrd)))
+        for name, layers in self.chains(record).items():
+            needed += [(f"disk {name}", layer.path) for layer in layers]
         for what, path in needed:
             if not path.is_file():
                 raise ImageMissing(what=what, path=path, host=self.host)

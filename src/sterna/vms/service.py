@@ -41,6 +41,7 @@ from sterna.model.vm import (
 )
 from sterna.operations.runner import Job, Runner
 from sterna.qemu import image
+from sterna.vms import chain
 from sterna.vms.launch import Launcher
 from sterna.vms.machine import VM
 from sterna.vms.specify import complete
@@ -173,7 +174,7 @@ class VMs:
         with vm.lease("being created"):
             try:
                 async with self._new_files(spec):
-                    self.launcher.check_files(record.spec)
+                    self.launcher.check_files(record)
                     await self.store.write(vm.id, record)
             except BaseException:
                 self.forget(vm)
@@ -227,8 +228,8 @@ class VMs:
             # The record goes first: files without an owner are litter, an owner without files a lie.
             await self._delete_record(vm)
             if not keep_disks:
-                for disk in vm.record.spec.disks:
-                    await self.launcher.pools.delete_volume(disk.pool, disk.volume)
+                for file in chain.own_files(vm.record):
+                    await self.launcher.pools.delete_volume(file.pool, file.volume)
             self.launcher.remove_files(vm.record.spec)
         log.info("VM %s was deleted", vm.name)
 

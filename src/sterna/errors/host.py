@@ -1,0 +1,55 @@
+"""Other hosts, and the way to them."""
+
+from __future__ import annotations
+
+from sterna.errors.family import Denied, NotFound, Unknown, Unreachable
+
+
+class HostUnknown(NotFound):
+    code = "host.unknown"
+    text = "{host} does not know a host called {peer}"
+    hint = "Add it to the [peers] of sternad's configuration; known hosts: {known}"
+
+
+class HostUnreachable(Unreachable):
+    code = "host.unreachable"
+    text = "{peer} does not answer at {url}: {reason}"
+    hint = "Check that sternad runs there and that the address and port are right"
+    delivered: bool = True  # the host may have received the request all the same
+
+
+class DaemonUnreachable(Unreachable):
+    code = "daemon.unreachable"
+    text = "no sternad answers at {url}: {reason}"
+    hint = "Start it with: systemctl start sternad (or name another with --host)"
+
+
+class DaemonLost(Unreachable):
+    code = "daemon.lost"
+    text = (
+        "sternad at {url} went away during {doing} and was not back within {seconds:g} s: {reason}"
+    )
+    hint = "The work goes on, or is settled when sternad is back: sterna op wait {operation}"
+
+
+class AnswerLost(Unknown):
+    """A request was sent, and the connection ended before its answer came."""
+
+    code = "daemon.answer-lost"
+    text = "sternad at {url} did not answer {request}: {reason}; it may or may not have been done"
+    hint = "Look before you ask again: sterna vm list, sterna op list"
+
+
+class HostNotTrusted(Denied):
+    code = "host.not-trusted"
+    text = "the certificate of {url} is not trusted: {reason}"
+    hint = (
+        "Run this on that host: sterna host certificate; "
+        "then give the file that it prints with --certificate"
+    )
+
+
+class NotAllowed(Denied):
+    code = "access.denied"
+    text = "{what} is not allowed: {reason}"
+    hint = "{fix}"

@@ -1,0 +1,76 @@
+"""Moves, ownership, and the records that they rest on."""
+
+from __future__ import annotations
+
+from sterna.errors.family import Cancelled, Corrupt, Failed, NotFound, Partial, Refused, Unknown
+
+
+class MoveRefused(Refused):
+    """Checks found blockers; `findings` holds each check's id, finding and fix."""
+
+    code = "move.refused"
+    text = "{vm} cannot move to {target}: {summary}"
+    hint = "{fix}"
+
+
+class MoveFailed(Failed):
+    code = "move.failed"
+    text = "the move of {vm} to {target} failed in phase {phase} and was undone: {reason}"
+    hint = "{fix}"
+
+
+class MoveCancelled(Cancelled):
+    code = "move.cancelled"
+    text = "the move of {vm} to {target} was cancelled in phase {phase} and undone"
+
+
+class MoveLeftovers(Partial):
+    code = "move.leftovers"
+    text = "{vm} {outcome}, but something was left behind: {leftovers}"
+    hint = "{fix}"
+
+
+class MoveUnknown(Unknown):
+    code = "move.unknown"
+    text = "{vm} is paused: {target} was told to take it over and does not answer"
+    hint = "Bring {target} back: the move then ends by itself. Follow it with: sterna op show {operation}"
+
+
+class Stalled(Failed):
+    code = "move.stalled"
+    text = "{reason}"
+
+
+class HandoverFailed(Failed):
+    """The handover ended with the VM still owned by its source."""
+
+    code = "move.handover-failed"
+    text = "{reason}"
+
+
+class TargetLost(Failed):
+    code = "move.target-lost"
+    text = "{target} gave the move up: {reason}"
+
+
+class ReservationNotFound(NotFound):
+    code = "move.no-reservation"
+    text = "{host} holds no reservation {operation}"
+
+
+class StateNotWritten(Failed):
+    code = "state.not-written"
+    text = "could not write {path}: {reason}"
+    hint = "Free space on that file system, or mend it, and try again"
+
+
+class RecordDamaged(Corrupt):
+    code = "state.damaged"
+    text = "the record of {what} {name} on {host} is damaged and was set aside at {path}: {reason}"
+    hint = "Mend the file and rename it back, or delete it, then restart sternad"
+
+
+class JournalCorrupt(Corrupt):
+    code = "journal.corrupt"
+    text = "the journal of operations was damaged and set aside at {path}: {reason}"
+    hint = "VMs are not affected; the history of operations starts anew"

@@ -1,0 +1,259 @@
+"""Block commands of a QEMU or of a qemu-storage-daemon: nodes, jobs, exports.
+
+Promises: a job is waited for by looking at it, so no event can be missed; a job that concluded with
+an error raises BlockJobFailed with QEMU's words; `abandon` ends a mirror whatever its target does,
+without ever waiting for the target. Sizes in bytes, speeds in bytes/s (0: no limit).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sterna.errors import BlockJobFailed, QMPError
+from sterna.qemu.nodes import Options
+from sterna.qemu.session import ANSWER_S, Session
+
+POLL_S = 0.05
+YANK_S = 2.0  # out of band: only shuts a socket down
+ABANDON_S = 5.0  # for a job to end after its target was cut off
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockJob:
+    """`query-jobs`. `status`: created, running, ready, standby, waiting, pending, concluded …"""
+
+    id: str
+    status: str
+    done: int  # bytes
+    total: int  # bytes; grows while the guest writes
+    error: str = ""
+
+    @property
+    def remaining(self) -> int:
+        return max(0, self.total - self.done)
+
+
+class Blocks:
+    """The block commands of one process, over its `session`."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    async def _do(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
+        return await self.session.execute(command, arguments)
+
+    # ---- nodes -----------------------------------------------------------------------------
+
+    async def add(self, nodes: Sequence[Options]) -> None:
+        """Open nodes, in order; on failure those that were opened are closed again."""
+        added: list[str] = []
+        try:
+            for node in nodes:
+                await self._do("blockdev-add", node)
+                added.append(str(node["node-name"]))
+        except BaseException:
+            for name in reversed(added):
+                with contextlib.suppress(QMPError):
+                    await self.delete(name)
+            raise
+
+    async def delete(self, *nodes: str) -> None:
+        """Close nodes, in order. QMPError for one that is in use or not there."""
+        for node in nodes:
+            await self._do("blockdev-del", {"node-name": node})
+
+    async def names(self) -> frozenset[str]:
+        """All named nodes."""
+        return frozenset(item["node-name"] for item in await self._nodes())
+
+    async def _nodes(self) -> list[dict[str, Any]]:
+        answer = await self._do("query-named-block-nodes", {"flat": True})
+        return [dict(item) for item in answer]
+
+    async def top_nodes(self) -> dict[str, str]:
+        """What each of a VM's disks has on top now: name of the disk -> node."""
+        tops: dict[str, str] = {}
+        for item in await self._do("query-block"):
+            device = str(item.get("qdev", "")).removesuffix("/virtio-backend")
+            name = device.rsplit("/", 1)[-1]
+            if name.startswith("blk-") and (inserted := item.get("inserted")):
+                tops[name.removeprefix("blk-")] = str(inserted["node-name"])
+        return tops
+
+    async def snapshot(self, overlays: Mapping[str, str]) -> None:
+        """All at once: each node (key) gets the opened overlay (value) on top of it."""
+        actions = [
+            {"type": "blockdev-snapshot", "data": {"node": node, "overlay": overlay}}
+            for node, overlay in overlays.items()
+        ]
+        await self._do("transaction", {"actions": actions})
+
+    # ---- jobs ------------------------------------------------------------------------------
+
+    async def mirror(  # noqa: PLR0913 - QEMU's own arguments
+        self,
+        job: str,
+        node: str,
+        target: str,
+        *,
+        sync: str = "full",
+        speed: int = 0,
+        granularity: int = 0,
+        is_held: bool = False,
+    ) -> None:
+        """Copy `node` to `target` and keep it up to date, without delaying the guest's writes.
+
+        `sync`: full, or top (only the image on top). With `is_held` a job that completes stays
+        `pending`, with the guest's writes held back, until `finalize`.
+        """
+        await self._do(
+            "blockdev-mirror",
+            {
+                "job-id": job,
+                "device": node,
+                "target": target,
+                "sync": sync,
+                "speed": speed,
+                **({"granularity": granularity} if granularity else {}),
+                "copy-mode": "background",
+                "on-source-error": "report",
+                "on-target-error": "report",
+                "auto-finalize": not is_held,
+                "auto-dismiss": False,
+            },
+        )
+
+    async def commit(  # noqa: PLR0913 - QEMU's own arguments
+        self, job: str, node: str, *, top: str, base: str, base_file: str, is_held: bool = False
+    ) -> None:
+        """Merge the image `top` down into `base`, in the chain that `node` is the top of.
+
+        If `top` is not `node`, the image above is made to rest on `base` (`base_file` in its
+        header). If it is, the job gets ready and then waits for `complete`, as a mirror does.
+        """
+        arguments = {
+            "job-id": job,
+            "device": node,
+            "top-node": top,
+            "base-node": base,
+            "auto-finalize": not is_held,
+            "auto-dismiss": False,
+        }
+        if top != node:
+            arguments["backing-file"] = base_file
+        await self._do("block-commit", arguments)
+
+    async def jobs(self, timeout_s: float = ANSWER_S) -> dict[str, BlockJob]:
+        """All jobs by id."""
+        answer = await self.session.execute("query-jobs", timeout_s=timeout_s)
+        return {
+            item["id"]: BlockJob(
+                id=item["id"],
+                status=str(item["status"]),
+                done=int(item.get("current-progress", 0)),
+                total=int(item.get("total-progress", 0)),
+                error=str(item.get("error", "")),
+            )
+            for item in answer
+        }
+
+    async def job(self, job: str) -> BlockJob:
+        """One job. Raises BlockJobFailed if it has failed or is gone."""
+        found = (await self.jobs()).get(job)
+        if found is None:
+            raise BlockJobFailed(job=job, name=self.session.name, reason="it is gone")
+        if found.error:
+            raise BlockJobFailed(job=job, name=self.session.name, reason=found.error)
+        return found
+
+    async def wait(self, job: str, statuses: Collection[str]) -> BlockJob:
+        """Until the job is in one of `statuses`. Raises BlockJobFailed, QEMULost; no deadline."""
+        while (found := await self.job(job)).status not in statuses:
+            if found.status == "concluded":
+                raise BlockJobFailed(job=job, name=self.session.name, reason="it ended early")
+            await asyncio.sleep(POLL_S)
+        return found
+
+    async def set_speed(self, job: str, speed: int) -> None:
+        await self._do("block-job-set-speed", {"device": job, "speed": speed})
+
+    async def complete(self, job: str) -> None:
+        """Let a ready job switch over to its target."""
+        await self._do("job-complete", {"id": job})
+
+    async def finalize(self, job: str) -> None:
+        """Let a pending job take effect."""
+        await self._do("job-finalize", {"id": job})
+
+    async def cancel(self, job: str, *, force: bool) -> None:
+        """Without `force` a ready mirror writes what is left and ends well, its source unchanged."""
+        await self._do("block-job-cancel", {"device": job, "force": force})
+
+    async def dismiss(self, job: str) -> None:
+        """Forget a concluded job."""
+        await self._do("job-dismiss", {"id": job})
+
+    async def abandon(self, job: str, target: str, *, is_remote: bool) -> None:
+        """End a mirror and close its target, which may hang or be gone. Returns when it is so.
+
+        Raises QMPTimeout, QEMULost. Nothing to end is fine.
+        """
+        if is_remote:
+            await self.yank(target)
+        with contextlib.suppress(QMPError):
+            await self.cancel(job, force=True)
+        async with asyncio.timeout(ABANDON_S):
+            while (found := (await self.jobs()).get(job)) is not None:
+                if found.status == "concluded":
+                    await self.dismiss(job)
+                    break
+                if found.status == "pending":
+                    await self._do("job-cancel", {"id": job})
+                await asyncio.sleep(POLL_S)
+        with contextlib.suppress(QMPError):
+            await self.delete(target)
+
+    # ---- network block devices -------------------------------------------------------------
+
+    async def nbd_server_start(self, host: str, connections: int) -> None:
+        """Listen on a port that the system chooses (`sterna.qemu.ports` finds it)."""
+        address = {"type": "inet", "data": {"host": host, "port": "0"}}
+        await self._do("nbd-server-start", {"addr": address, "max-connections": connections})
+
+    async def nbd_server_stop(self) -> None:
+        """Hang up on all clients, drop all exports."""
+        await self._do("nbd-server-stop")
+
+    async def export(self, export: str, node: str, name: str, *, writable: bool) -> None:
+        """Offer `node` as `name`."""
+        await self._do(
+            "block-export-add",
+            {"type": "nbd", "id": export, "node-name": node, "name": name, "writable": writable},
+        )
+
+    async def unexport(self, export: str) -> None:
+        """Withdraw it at once, whoever is connected."""
+        await self._do("block-export-del", {"id": export, "mode": "hard"})
+
+    async def yank(self, node: str) -> None:
+        """Out of band: cut the connection of an NBD node, which frees whatever waits for it."""
+        instance = {"type": "block-node", "node-name": node}
+        with contextlib.suppress(QMPError):
+            await self.session.execute_oob("yank", {"instances": [instance]}, timeout_s=YANK_S)
+
+
+def nbd_node(node: str, *, host: str, port: int, export: str) -> Options:
+    """A disk that another QEMU offers. A connection that breaks fails at once: we decide."""
+    return {
+        "driver": "nbd",
+        "node-name": node,
+        "server": {"type": "inet", "host": host, "port": str(port)},
+        "export": export,
+        "reconnect-delay": 0,
+        "discard": "unmap",
+        "detect-zeroes": "unmap",
+    }

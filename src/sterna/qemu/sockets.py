@@ -1,0 +1,94 @@
+"""The TCP sockets of a QEMU, looked at and cut from outside.
+
+Cutting is the last way to a QEMU whose main loop hangs on a connection: `yank` needs a session that was there before the hang: a new one is not let in, for QEMU greets out
+of band but takes `qmp_capabilities` only in its main loop (seen with 7.2). So a daemon that was
+restarted in that moment takes the file descriptor itself.
+
+Looking tells on which port its NBD server listens, which QEMU cannot be asked.
+
+Promises: only connected TCP sockets are shut down (a migration's; consoles, monitors and the
+guest's network are none), the process itself is not touched. Needs root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+from pathlib import Path
+
+_PIDFD_GETFD = 438  # Linux 5.6, the same number on every architecture
+
+
+def cut_connections(pid: int) -> int:
+    """Shut down the TCP connections of `pid`; how many there were. One that has ended has none."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return 0
+    try:
+        return sum(_cut(pidfd, int(link.name)) for link in _sockets(pid))
+    finally:
+        os.close(pidfd)
+
+
+def listening_ports(pid: int) -> frozenset[int]:
+    """The TCP ports on which `pid` listens; none for one that has ended."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return frozenset()
+    try:
+        ports = {_listens(pidfd, int(link.name)) for link in _sockets(pid)}
+    finally:
+        os.close(pidfd)
+    return frozenset(ports - {0})
+
+
+def _sockets(pid: int) -> list[Path]:
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if str(link.readlink()).startswith("socket:"):
+                    found.append(link)
+    return found
+
+
+def _taken(pidfd: int, number: int) -> socket.socket | None:
+    """File descriptor `number` of another process, as our own, if it is a TCP socket."""
+    ours = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, pidfd, number, 0)
+    if ours < 0:
+        return None  # closed meanwhile, or not allowed
+    found = socket.socket(fileno=ours)
+    is_tcp = found.family in (socket.AF_INET, socket.AF_INET6) and found.type == socket.SOCK_STREAM
+    if not is_tcp:
+        found.close()
+        return None
+    return found
+
+
+def _listens(pidfd: int, number: int) -> int:
+    """The port on which that descriptor listens; 0 if it does not."""
+    found = _taken(pidfd, number)
+    if found is None:
+        return 0
+    with found:
+        if not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return 0
+        return int(found.getsockname()[1])
+
+
+def _cut(pidfd: int, number: int) -> bool:
+    """Shut that descriptor down if it is a TCP connection."""
+    found = _taken(pidfd, number)
+    if found is None:
+        return False
+    with found:
+        try:
+            found.getpeername()
+            found.shutdown(socket.SHUT_RDWR)
+        except OSError:  # it listens, or has ended
+            return False
+    return True
