@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-from sterna.model.disk import STRICT
+from sterna.model.disk import STRICT, ImageFormat
 from sterna.model.vm import Size
 
 DEFAULT_MAX_DOWNTIME_MS = 300  # a pause that few protocols and no person notices
+DEFAULT_KEEP_DAYS = 7.0  # a week shows whether all went well
+DEFAULT_PARALLEL_DISKS = 2  # more only make the storage of both sides seek
 
 
 class Phase(StrEnum):
@@ -23,6 +25,16 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DiskWish:
+    """Where one disk shall go, and as what; empty: as the move as a whole says, as it is."""
+
+    __pydantic_config__ = STRICT
+
+    pool: str = ""
+    format: ImageFormat | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MoveWishes:
     """What the user asks for, beyond VM and target. The body of POST /v1/vms/{vm}/moves."""
 
@@ -32,6 +44,12 @@ class MoveWishes:
     max_downtime_ms: int = DEFAULT_MAX_DOWNTIME_MS
     bandwidth: Size | None = None  # bytes/s; None: as fast as the network goes
     deadline_s: float | None = None  # give up and undo after that long; None: no limit
+    pool: str = ""  # of the target, for all disks that travel; empty: the pool of the same name
+    disks: dict[str, DiskWish] = field(default_factory=dict)  # by the disk's name
+    flatten: bool = False  # the target gets each disk as one image, without what it rests on
+    keep_source: bool = False  # the source's files stay, under another name, for `keep_days`
+    keep_days: float = DEFAULT_KEEP_DAYS
+    parallel_disks: int = DEFAULT_PARALLEL_DISKS
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_downtime_ms <= 2_000_000:  # QEMU's own limit
@@ -40,6 +58,37 @@ class MoveWishes:
             )
         if self.deadline_s is not None and self.deadline_s <= 0:
             raise ValueError(f"deadline_s is {self.deadline_s}; it must be more than zero")
+        _require_limits(self.parallel_disks, self.keep_days)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageWishes:
+    """Disks to another pool of the same host. Body of POST /v1/vms/{vm}/storage-moves.
+
+    With `pool` all of them and the VM's other files; with `disks` those alone, or elsewhere.
+    """
+
+    __pydantic_config__ = STRICT
+
+    pool: str = ""
+    disks: dict[str, DiskWish] = field(default_factory=dict)
+    bandwidth: Size | None = None  # bytes/s; None: as fast as the storage goes
+    flatten: bool = False
+    keep_source: bool = False
+    keep_days: float = DEFAULT_KEEP_DAYS
+    parallel_disks: int = DEFAULT_PARALLEL_DISKS
+
+    def __post_init__(self) -> None:
+        if not self.pool and not any(wish.pool or wish.format for wish in self.disks.values()):
+            raise ValueError("name a pool, or where at least one disk shall go")
+        _require_limits(self.parallel_disks, self.keep_days)
+
+
+def _require_limits(parallel_disks: int, keep_days: float) -> None:
+    if not 1 <= parallel_disks <= 64:  # noqa: PLR2004 - said in the sentence
+        raise ValueError(f"parallel_disks is {parallel_disks}; it must be between 1 and 64")
+    if keep_days <= 0:
+        raise ValueError(f"keep_days is {keep_days}; it must be more than zero")
 
 
 class Severity(StrEnum):
@@ -56,6 +105,19 @@ class Check:
     severity: Severity
     finding: str
     fix: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskProgress:
+    """One sample of copying disks: the sum over all that travel, files and mirrors. Bytes."""
+
+    time_s: float  # since the operation began
+    phase: Phase
+    transferred: int = 0
+    remaining: int = 0
+    total: int = 0
+    rate: float = 0.0  # bytes/s over the last samples
+    disks: dict[str, float] = field(default_factory=dict)  # name -> share that is done, 0 to 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

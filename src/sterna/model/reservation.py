@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from sterna.model.disk import STRICT
+from sterna.model.disk import STRICT, Checkpoint, StateFile, Volume
 from sterna.model.vm import OwnershipState, VMSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileOffer:
+    """A file that nobody writes any more and that the source will send, in chunks with hashes.
+
+    `is_base`: a template, which the target may have already; only then may the file be there, and
+    it must have the same content.
+    """
+
+    __pydantic_config__ = STRICT
+
+    place: Volume  # on the target
+    size: int  # bytes, holes included
+    allocated: int = 0  # bytes that it takes on the source's storage
+    is_base: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorOffer:
+    """A disk whose top image the source will fill through the network, by QEMU's mirror."""
+
+    __pydantic_config__ = STRICT
+
+    disk: str
+    size: int  # bytes that the guest sees
+    allocated: int = 0  # bytes of the image on the source's storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +52,12 @@ class Reservation:
     nvram: str = ""  # base64 of the UEFI variables; a live move carries newer ones by itself
     created: str = ""
     notes: tuple[str, ...] = ()
+    # Images, checkpoints and saved state, in the pools of the target.
+    checkpoints: tuple[Checkpoint, ...] = ()
+    at: str = ""
+    saved: StateFile | None = None
+    files: tuple[FileOffer, ...] = field(default=())
+    mirrors: tuple[MirrorOffer, ...] = field(default=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +70,7 @@ class ReservationStatus:
     said: str = ""  # the last words of its QEMU, if that ended by itself
     address: str = ""  # where its QEMU waits for the memory
     port: int = 0
+    nbd_port: int = 0  # where its QEMU awaits the disks of `mirrors`, each named after its disk
     pause_ms: float = 0.0  # answer to take: from its arrival until the vCPUs ran
     parts_ms: dict[str, float] | None = None  # the same in parts
     warnings: tuple[str, ...] = ()
