@@ -85,7 +85,7 @@ class StorageWishes:
 
 
 def _require_limits(parallel_disks: int, keep_days: float) -> None:
-    if not 1 <= parallel_disks <= 64:  # noqa: PLR2004 - said in the sentence
+    if not 1 <= parallel_disks <= 64:
         raise ValueError(f"parallel_disks is {parallel_disks}; it must be between 1 and 64")
     if keep_days <= 0:
         raise ValueError(f"keep_days is {keep_days}; it must be more than zero")
