@@ -1,0 +1,265 @@
+"""What of a VM's disks travels, where it goes and how: decided once, before anything happens.
+
+A disk travels unless both hosts share its pool and nobody asked for another. Of a disk that
+travels, what nobody writes any more goes as files, with hashes (`files`): the images below the top,
+the whole disk if the VM is off or the disk read-only, memory of checkpoints and saved state. The top
+image of a running VM's disk goes by QEMU's mirror (`mirrors`), because the guest goes on writing.
+
+`plan` is a pure function of the record and the wishes; `measure` looks at the files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sterna.errors import ImageMissing, MoveRefused
+from sterna.host.registry import Pools
+from sterna.model.disk import Checkpoint, Image, StateFile, Volume
+from sterna.model.host import HostFacts
+from sterna.model.move import DiskWish, MoveWishes
+from sterna.model.reservation import FileOffer, MirrorOffer
+from sterna.model.vm import Disk, VMRecord, VMSpec
+from sterna.qemu import image
+from sterna.vms import chain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parcel:
+    """A file that travels: where it is here, and what the target is told of it."""
+
+    source: Volume
+    offer: FileOffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mirroring:
+    """A disk whose top image is mirrored. With `is_whole` all that it rests on becomes a part of it."""
+
+    disk: Disk  # as it is here
+    offer: MirrorOffer
+    is_whole: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Travel:
+    """The plan. `spec`, `checkpoints`, `at` and `saved` are as the target shall have them."""
+
+    spec: VMSpec
+    checkpoints: tuple[Checkpoint, ...]
+    at: str
+    saved: StateFile | None
+    files: tuple[Parcel, ...]
+    mirrors: tuple[Mirroring, ...]
+    leaving: tuple[Volume, ...]  # the source's files that the target has too, in the end
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing but the definition and the memory goes."""
+        return not self.files and not self.mirrors
+
+    def needs(self) -> dict[str, int]:
+        """Bytes that the target's pools must have, at least, by pool."""
+        places = {disk.name: disk.pool for disk in self.spec.disks}
+        room: dict[str, int] = {}
+        for parcel in self.files:
+            pool = parcel.offer.place.pool
+            room[pool] = room.get(pool, 0) + parcel.offer.allocated
+        for mirror in self.mirrors:
+            pool = places[mirror.disk.name]
+            room[pool] = room.get(pool, 0) + mirror.offer.allocated
+        return room
+
+
+def shared_pools(source: HostFacts, target: HostFacts) -> frozenset[str]:
+    """Names of the pools that are proven to be the same storage on both hosts."""
+    there = {facts.pool.name: facts.pool for facts in target.pools}
+    return frozenset(
+        mine.name
+        for mine in (facts.pool for facts in source.pools)
+        if mine.shared
+        and (other := there.get(mine.name)) is not None
+        and other.shared
+        and other.identity == mine.identity
+    )
+
+
+def plan(record: VMRecord, wishes: MoveWishes, *, shared: frozenset[str], is_live: bool) -> Travel:
+    """What travels; sizes are still zero. Raises MoveRefused for wishes that contradict the disks."""
+    planner = _Planner(record, wishes, shared, is_live)
+    disks = tuple(planner.disk(disk) for disk in record.spec.disks)
+    checkpoints = tuple(planner.checkpoint(one) for one in record.checkpoints)
+    saved = planner.state(record.saved) if record.saved is not None else None
+    return Travel(
+        spec=replace(record.spec, disks=disks),
+        checkpoints=checkpoints,
+        at=record.at,
+        saved=saved,
+        files=tuple(planner.files),
+        mirrors=tuple(planner.mirrors),
+        leaving=tuple(dict.fromkeys(planner.leaving)),
+    )
+
+
+class _Planner:
+    """Collects what travels while it translates one part of the record after the other."""
+
+    def __init__(
+        self, record: VMRecord, wishes: MoveWishes, shared: frozenset[str], is_live: bool
+    ) -> None:
+        unknown = set(wishes.disks) - {disk.name for disk in record.spec.disks}
+        if unknown:
+            raise self._refused(
+                record, wishes, f"it has no disk {', '.join(sorted(unknown))}", "See its disks"
+            )
+        self.record = record
+        self.wishes = wishes
+        self.shared = shared
+        self.is_live = is_live
+        self.files: list[Parcel] = []
+        self.mirrors: list[Mirroring] = []
+        self.leaving: list[Volume] = []
+        self._went: dict[str, str] = {}  # pool here -> pool there, of disks that travel
+
+    @staticmethod
+    def _refused(record: VMRecord, wishes: MoveWishes, summary: str, fix: str) -> MoveRefused:
+        vm = record.spec.name
+        return MoveRefused(
+            vm=vm,
+            target=wishes.target,
+            summary=summary,
+            fix=f"{fix}: sterna vm show {vm}",
+            findings=[],
+        )
+
+    # ---- disks -----------------------------------------------------------------------------
+
+    def disk(self, disk: Disk) -> Disk:
+        """The disk as the target has it."""
+        wish = self.wishes.disks.get(disk.name, DiskWish())
+        pool = wish.pool or (disk.pool if disk.pool in self.shared else self.wishes.pool)
+        pool = pool or disk.pool
+        if pool == disk.pool and disk.pool in self.shared:
+            if wish.format not in (None, disk.format):
+                raise self._cannot_convert(disk, "it stays where it is, on a shared pool")
+            return disk
+        self._went.setdefault(disk.pool, pool)
+        there = self._converted(replace(disk, pool=pool), wish)
+        own = chain.own_images(self.record, disk)
+        self.leaving += [Volume(pool=disk.pool, volume=one.volume) for one in own]
+        self._send(disk, own[1:], pool)
+        if not self.wishes.flatten:
+            self._send(disk, disk.base, pool, is_base=True)
+        if self.is_live and not disk.read_only:
+            self.mirrors.append(
+                Mirroring(
+                    disk=disk,
+                    offer=MirrorOffer(disk=disk.name, size=0),
+                    is_whole=self.wishes.flatten or not chain.images(self.record, disk)[1:],
+                )
+            )
+        else:
+            self._send(disk, own[:1], pool)
+        return there
+
+    def _send(
+        self, disk: Disk, images: tuple[Image, ...], pool: str, *, is_base: bool = False
+    ) -> None:
+        for one in images:
+            offer = FileOffer(place=Volume(pool=pool, volume=one.volume), size=0, is_base=is_base)
+            parcel = Parcel(source=Volume(pool=disk.pool, volume=one.volume), offer=offer)
+            if all(parcel.offer.place != other.offer.place for other in self.files):
+                self.files.append(parcel)
+
+    def _converted(self, there: Disk, wish: DiskWish) -> Disk:
+        """With another format, or without what it rests on."""
+        flatten = self.wishes.flatten and bool(there.base)
+        if self.wishes.flatten and self.record.checkpoints:
+            raise self._refused(
+                self.record,
+                self.wishes,
+                f"disk {there.name} has checkpoints, which one flat image cannot hold",
+                "Move it without --flatten, or delete its checkpoints first",
+            )
+        if flatten:
+            if not self.is_live:
+                raise self._cannot_convert(there, "it is off, and its files go as they are")
+            there = replace(there, base=())
+        if wish.format in (None, there.format):
+            return there
+        if not self.is_live:
+            raise self._cannot_convert(there, "it is off, and its files go as they are")
+        if there.base or self.record.checkpoints or there.read_only:
+            raise self._cannot_convert(there, "it rests on other images, or cannot be written to")
+        volume = there.volume.removesuffix(f".{there.format}")
+        return replace(there, format=wish.format, volume=f"{volume}.{wish.format}")
+
+    def _cannot_convert(self, disk: Disk, reason: str) -> MoveRefused:
+        return self._refused(
+            self.record,
+            self.wishes,
+            f"disk {disk.name} cannot become another kind of image: {reason}",
+            "Leave --format and --flatten out",
+        )
+
+    # ---- memory ----------------------------------------------------------------------------
+
+    def checkpoint(self, one: Checkpoint) -> Checkpoint:
+        """The checkpoint as the target has it; its images have gone with their disks."""
+        return replace(one, memory=self.state(one.memory) if one.memory is not None else None)
+
+    def state(self, file: StateFile) -> StateFile:
+        """A file of memory goes where the disks beside it went."""
+        pool = self._went.get(file.pool, "")
+        if not pool and file.pool in self.shared:
+            return file
+        pool = pool or self.wishes.pool or file.pool
+        self.leaving.append(file.place)
+        self.files.append(
+            Parcel(
+                source=file.place,
+                offer=FileOffer(place=Volume(pool=pool, volume=file.volume), size=0),
+            )
+        )
+        return replace(file, pool=pool)
+
+
+async def measure(travel: Travel, record: VMRecord, pools: Pools, host: str) -> Travel:
+    """`travel` with the sizes of its files. Raises ImageMissing, ImageFailed."""
+
+    def missing(volume: Volume, path: Path) -> ImageMissing:
+        return ImageMissing(what=f"volume {volume}", path=path, host=host)
+
+    def weigh(parcel: Parcel) -> Parcel:
+        path = pools.volume_path(parcel.source.pool, parcel.source.volume)
+        try:
+            found = path.stat()
+        except FileNotFoundError as error:
+            raise missing(parcel.source, path) from error
+        offer = replace(parcel.offer, size=found.st_size, allocated=found.st_blocks * 512)
+        return replace(parcel, offer=offer)
+
+    async def look(mirror: Mirroring) -> Mirroring:
+        allocated = 0
+        size = 0
+        for one in _mirrored(record, mirror):
+            place = Volume(pool=mirror.disk.pool, volume=one.volume)
+            path = pools.volume_path(place.pool, place.volume)
+            if not path.is_file():
+                raise missing(place, path)
+            found = await image.info(path)
+            size = size or found.size
+            allocated += found.allocated
+        return replace(mirror, offer=replace(mirror.offer, size=size, allocated=allocated))
+
+    files = await asyncio.to_thread(lambda: tuple(weigh(parcel) for parcel in travel.files))
+    mirrors = tuple([await look(mirror) for mirror in travel.mirrors])
+    return replace(travel, files=files, mirrors=mirrors)
+
+
+def _mirrored(record: VMRecord, mirror: Mirroring) -> Iterator[Image]:
+    """The images whose content the mirror copies, the top first."""
+    images = chain.images(record, mirror.disk)
+    yield from images if mirror.is_whole else images[:1]
