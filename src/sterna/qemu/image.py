@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from sterna.errors import ImageFailed, ImageRefused, QEMUMissing
+from sterna.model.disk import Image
 from sterna.units import format_size
 
 BINARY = "qemu-img"
@@ -52,10 +53,17 @@ async def info(path: Path) -> ImageInfo:
     )
 
 
-async def create(path: Path, image_format: Format, size: int) -> None:
-    """A new, empty, thin image. Raises ImageFailed, QEMUMissing; then there is no such file."""
+async def create(
+    path: Path, image_format: Format, size: int, backing: Image | None = None
+) -> None:
+    """A new, empty, thin image; on `backing`, a file beside it, it shows that one's content.
+
+    Raises ImageFailed, QEMUMissing; then there is no such file.
+    """
+    below = () if backing is None else ("-b", backing.volume, "-F", backing.format)
     async with _new(path, "create") as part:
-        await _run("create", path, "create", "-q", "-f", image_format, _name(part), str(size))
+        kind = ("-f", image_format, *below)
+        await _run("create", path, "create", "-q", *kind, _name(part), str(size))
 
 
 async def convert(source: Path, target: Path, image_format: Format, size: int | None) -> None:
