@@ -99,3 +99,15 @@ class VLANUnsupported(Refused):
         "switch {switch} cannot tag VLAN {vlan}: the kernel of {host} has no bridge VLAN filtering"
     )
     hint = "Boot a kernel with CONFIG_BRIDGE_VLAN_FILTERING, or remove the VLAN from the NIC"
+
+
+class NoRoom(Refused):
+    code = "pool.no-room"
+    text = "{vm} needs {needed} bytes in pool {pool} of {host}, which has {free} bytes free"
+    hint = "Make room there, or name another pool"
+
+
+class KeptNotFound(NotFound):
+    code = "kept.not-found"
+    text = "no copy {copy} is kept on this host"
+    hint = "List them with: sterna disk kept"

@@ -34,6 +34,7 @@ class MirrorOffer:
     disk: str
     size: int  # bytes that the guest sees
     allocated: int = 0  # bytes of the image on the source's storage
+    bitmaps: tuple[str, ...] = ()  # persistent dirty bitmaps, which QEMU carries along
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -192,16 +192,6 @@ class QEMUProcess:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Departure:
-    """The files that this host gives away with a VM that is moving away, once it is released."""
-
-    __pydantic_config__ = STRICT
-
-    files: tuple[Volume, ...]
-    keep_days: float | None = None  # they are kept so long, under another name; None: removed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class VMRecord:
     """All that a host keeps durably of one VM, one file each. `process` is set before QEMU's vCPUs
     may run and cleared after it has ended; `paused` is the user's wish, for when we must continue.
@@ -226,6 +216,7 @@ class VMRecord:
     # Files that a step which is under way has made: removed by whoever undoes or recovers it.
     # Written before the first of them is made, emptied when they belong to the VM.
     made: tuple[Volume, ...] = ()
-    departure: Departure | None = None  # written with `moving`, before anything is given away
+    # Files that the target of a move will have: written with `moving`, removed once released.
+    departing: tuple[Volume, ...] = ()
     # Files that another place of this host has now: removed as soon as that step is through, retried at start.
     leaving: tuple[Volume, ...] = ()

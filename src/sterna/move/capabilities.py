@@ -15,6 +15,8 @@ from sterna.errors import QEMUUnsupported
 SOURCE = frozenset({"events", "return-path", "pause-before-switchover"})
 # late-block-activate: the target takes the image locks when it is continued, not when it loads.
 TARGET = frozenset({"events", "return-path", "late-block-activate"})
+# On both ends when a disk has dirty bitmaps that are to arrive with it.
+BITMAPS = "dirty-bitmaps"
 
 # What each pair does on a QEMU that accepts it, and from when on it is safe, by a feature to ask
 # for; an empty feature: never.
@@ -53,3 +55,12 @@ def settings(wanted: frozenset[str], known: Collection[str], host: str) -> Mappi
             fix="Install QEMU 7.2 or newer",
         )
     return {name: name in wanted for name in sorted(known)}
+
+
+def bitmap_mapping(node: str, disk: str, bitmaps: Collection[str]) -> dict[str, object]:
+    """One entry of `block-bitmap-mapping`: a disk is called by its name on the way."""
+    return {
+        "node-name": node,
+        "alias": disk,
+        "bitmaps": [{"name": name, "alias": name} for name in bitmaps],
+    }

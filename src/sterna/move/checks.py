@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sterna.errors import MoveRefused
-from sterna.model.host import HostFacts
+from sterna.model.host import HostFacts, PoolFacts
 from sterna.model.move import Check, MoveWishes, Severity
 from sterna.model.vm import RunState, VMSpec
+from sterna.move.travel import Travel
 from sterna.units import format_size
 
 
@@ -21,12 +22,18 @@ class Question:
     """May this VM go from here to there?"""
 
     spec: VMSpec
+    travel: Travel
     state: RunState
     accel: str  # of the running VM; empty when it is off
     blocked: tuple[str, ...]  # QEMU's own migration blockers
     source: HostFacts
     target: HostFacts
     wishes: MoveWishes
+
+    @property
+    def travelling(self) -> frozenset[str]:
+        """Names of the disks that are somewhere else afterwards, on another storage."""
+        return self.travel.disks
 
 
 def _blocker(identity: str, finding: str, fix: str) -> Check:
@@ -120,15 +127,18 @@ def switches(q: Question) -> Iterator[Check]:
 
 
 def storage(q: Question) -> Iterator[Check]:
+    """Every disk finds a pool there, which can be used and is what it is taken for."""
     here = {facts.pool.name: facts for facts in q.source.pools}
     there = {facts.pool.name: facts for facts in q.target.pools}
-    for disk in q.spec.disks:
+    travelling = q.travelling
+    for disk in q.travel.spec.disks:
         mine, other = here.get(disk.pool), there.get(disk.pool)
         if other is None:
             yield _blocker(
                 "storage.pool-missing",
-                f"disk {disk.name} is in pool {disk.pool}, which {q.target.name} lacks",
-                f"Declare it there: sterna pool create {disk.pool} --path DIR --shared",
+                f"disk {disk.name} is to be in pool {disk.pool}, which {q.target.name} lacks",
+                f"Make it there: sterna --host {q.target.name} pool create {disk.pool} --path DIR; "
+                f"or name another: sterna move {q.spec.name} {q.target.name} --pool POOL",
             )
         elif other.problem:
             yield _blocker(
@@ -136,18 +146,41 @@ def storage(q: Question) -> Iterator[Check]:
                 f"pool {disk.pool} of {q.target.name}: {other.problem}",
                 "Mend it, then see: sterna pool list",
             )
-        elif mine is None or not (mine.pool.shared and other.pool.shared):
-            yield _blocker(
-                "storage.not-shared",
-                f"disk {disk.name} is in pool {disk.pool}, which is not shared by both hosts",
-                "Put the disk on a pool that both hosts declare as shared",
-            )
-        elif mine.pool.identity != other.pool.identity:
+        elif disk.name in travelling and mine is not None and _is_declared_shared(mine, other):
             yield _blocker(
                 "storage.not-the-same",
-                f"pool {disk.pool} is not the same storage on {q.source.name} "
-                f"({mine.pool.identity}) and {q.target.name} ({other.pool.identity})",
-                "Mount the same storage on both hosts",
+                f"pool {disk.pool} is declared shared, but is not the same storage on "
+                f"{q.source.name} ({mine.pool.identity}) and {q.target.name} "
+                f"({other.pool.identity})",
+                "Mount the same storage on both hosts, or name another pool with --pool",
+            )
+
+
+def _is_declared_shared(mine: PoolFacts, other: PoolFacts) -> bool:
+    return mine.pool.shared and other.pool.shared and mine.pool.identity != other.pool.identity
+
+
+def room(q: Question) -> Iterator[Check]:
+    """What travels fits, with what it may grow while it is copied."""
+    there = {facts.pool.name: facts for facts in q.target.pools}
+    for pool, needed in q.travel.needs().items():
+        facts = there.get(pool)
+        if facts is None or facts.problem:
+            continue  # said by `storage`
+        if needed > facts.free:
+            yield _blocker(
+                "storage.no-room",
+                f"{q.spec.name} needs {format_size(needed)} in pool {pool} of {q.target.name}, "
+                f"which has {format_size(facts.free)} free",
+                "Make room there, or name another pool with --pool",
+            )
+        elif (whole := q.travel.grown(pool)) > facts.free:
+            yield Check(
+                id="storage.may-fill-up",
+                severity=Severity.WARNING,
+                finding=f"pool {pool} of {q.target.name} has {format_size(facts.free)} free; the "
+                f"disks of {q.spec.name} may grow to {format_size(whole)}",
+                fix="Make room there before they do",
             )
 
 
@@ -169,6 +202,7 @@ CHECKS: tuple[Callable[[Question], Iterator[Check]], ...] = (
     memory,
     switches,
     storage,
+    room,
     network,
 )
 

@@ -8,7 +8,6 @@ reservation whose source is silent for `LEASE_S` is refused: that is always safe
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import logging
 from collections import deque
@@ -18,22 +17,16 @@ from typing import Any
 
 from sterna import clock
 from sterna.errors import (
-    Failed,
     QMPError,
     ReservationNotFound,
     SternaError,
     TargetLost,
-    VMBusy,
     VMDamaged,
-    VMExists,
-    VMNotOwned,
-    VMWrongState,
 )
 from sterna.model.host import HostFacts
 from sterna.model.reservation import Reservation, ReservationStatus
-from sterna.model.vm import Ownership, OwnershipState, VMRecord
-from sterna.move import capabilities
-from sterna.move.memory import UNLIMITED
+from sterna.model.vm import OwnershipState
+from sterna.move.berth import Berth, opened
 from sterna.operations.runner import Job
 from sterna.vms.machine import VM
 from sterna.vms.service import VMs
@@ -55,6 +48,7 @@ class Arrival:
     reservation: Reservation
     vm: VM
     status: ReservationStatus
+    is_open: bool = False  # its QEMU has been started
     heard: float = field(default_factory=clock.monotonic)
     decided: asyncio.Event = field(default_factory=asyncio.Event)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # take and refuse, one at a time
@@ -65,6 +59,7 @@ class Incoming:
 
     def __init__(self, vms: VMs, gather: Callable[[], Awaitable[HostFacts]]) -> None:
         self._vms = vms
+        self._berth = Berth(vms)
         self._gather = gather
         self._admission = asyncio.Lock()
         self._arrivals: dict[str, Arrival] = {}
@@ -92,16 +87,32 @@ class Incoming:
         vm = arrival.vm
         async with arrival.lock:
             try:
-                await vm.write()  # durable before there is a QEMU to find
-                self._vms.launcher.check_files(vm.record)
-                self._write_nvram(reservation)
-                if reservation.live:
-                    await self._listen(arrival)
+                await vm.write()  # durable before anything is made for it
+                self._berth.write_nvram(reservation)
                 self._follow(arrival)
             except BaseException as error:
                 await self._refuse(arrival, str(error))
                 raise
         return arrival.status
+
+    async def open(self, operation: str) -> ReservationStatus:
+        """Start the QEMU of a VM that runs, its files being here; it waits for memory and disks."""
+        arrival = self._arrivals.get(operation)
+        if arrival is None:
+            raise ReservationNotFound(host=self.host, operation=operation)
+        async with arrival.lock:
+            arrival.heard = clock.monotonic()
+            if arrival.decided.is_set() or arrival.is_open:
+                return arrival.status
+            try:
+                await self._berth.make_tops(arrival.vm, arrival.reservation)
+                found = await self._berth.listen(arrival.vm, arrival.reservation)
+            except BaseException as error:
+                await self._refuse(arrival, str(error))
+                raise
+            arrival.is_open = True
+            arrival.status = opened(arrival.status, found)
+            return arrival.status
 
     def _follow(self, arrival: Arrival) -> None:
         """The target's own operation, under the id of the source's."""
@@ -119,12 +130,12 @@ class Incoming:
     async def _admit(self, reservation: Reservation) -> Arrival:
         """Take name and memory for the VM. Raises what stands in the way."""
         facts = await self._gather()
-        await asyncio.to_thread(self._require_resources, reservation, facts)
-        self._require_free(reservation)
+        self._berth.require_free(reservation)
+        await asyncio.to_thread(self._berth.require_resources, reservation, facts)
         if reservation.operation in self._refused or reservation.operation in self._arrivals:
             raise TargetLost(target=self.host, reason="this reservation has been decided already")
         self._forget_old()
-        vm = self._vms.handle(self._record(reservation))
+        vm = self._vms.handle(self._berth.record(reservation))
         arrival = Arrival(
             reservation,
             vm,
@@ -139,92 +150,6 @@ class Incoming:
         decided = [key for key, arrival in self._arrivals.items() if arrival.decided.is_set()]
         for key in decided[:-REMEMBERED]:
             del self._arrivals[key]
-
-    def _require_free(self, reservation: Reservation) -> None:
-        """Raises if the VM, its name or a newer life of it is here."""
-        spec = reservation.spec
-        known = self._vms.by_id(spec.id)
-        if known is not None and (known.doing or known.process is not None):
-            raise VMBusy(
-                vm=spec.name,
-                doing=known.doing or f"its last QEMU on {self.host} is about to end",
-                operation=known.operation or reservation.operation,
-            )
-        if known is not None and known.is_here:
-            raise VMExists(vm=f"{spec.name} ({spec.id})", host=self.host)
-        if known is not None and reservation.epoch <= known.record.owned_epoch:
-            raise VMNotOwned(
-                vm=spec.name,
-                host=reservation.source,
-                reason=f"{self.host} has owned it since, in epoch {known.record.owned_epoch}",
-                fix="This is an old copy; look where the VM is before you delete it",
-            )
-        if self._vms.find(spec.name) is not None:
-            raise VMExists(vm=spec.name, host=self.host)
-
-    def _require_resources(self, reservation: Reservation, facts: HostFacts) -> None:
-        """Raises what this host lacks; facts may have changed since the source looked."""
-        spec = reservation.spec
-        if reservation.live and spec.memory > facts.memory_free:
-            raise VMWrongState(
-                action="receive",
-                vm=spec.name,
-                state=f"larger than the memory that {self.host} has to give",
-                fix="Stop or move another VM first",
-            )
-        if reservation.accel and reservation.accel != facts.qemu.accel:
-            raise VMWrongState(
-                action="receive",
-                vm=spec.name,
-                state=f"running under {reservation.accel}; {self.host} offers {facts.qemu.accel}",
-                fix="Stop it and move it off",
-            )
-        for nic in spec.nics:
-            self._vms.launcher.switches.require(nic.switch, nic.vlan)
-        for disk in spec.disks:
-            self._vms.launcher.pools.require(disk.pool)
-
-    def _record(self, reservation: Reservation) -> VMRecord:
-        known = self._vms.by_id(reservation.spec.id)
-        return VMRecord(
-            spec=reservation.spec,
-            ownership=Ownership(
-                state=OwnershipState.RESERVED,
-                epoch=reservation.epoch,
-                operation=reservation.operation,
-                peer=reservation.source,
-            ),
-            paused=reservation.paused,
-            created=reservation.created,
-            notes=reservation.notes,
-            owned_epoch=known.record.owned_epoch if known else 0,
-        )
-
-    def _write_nvram(self, reservation: Reservation) -> None:
-        if reservation.nvram:
-            path = self._vms.launcher.nvram(reservation.spec.id)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(base64.b64decode(reservation.nvram))
-
-    async def _listen(self, arrival: Arrival) -> None:
-        """Start QEMU and let it wait for the memory on a port that it chooses itself."""
-        launcher, vm = self._vms.launcher, arrival.vm
-        await launcher.launch(vm, incoming=True)
-        await vm.qmp.migrate_set_capabilities(
-            dict(
-                capabilities.settings(
-                    capabilities.TARGET, launcher.capabilities.migration_capabilities, self.host
-                )
-            )
-        )
-        await vm.qmp.migrate_set_parameters(**{"max-bandwidth": UNLIMITED})
-        address = self._vms.config.migration_address
-        host = f"[{address}]" if ":" in address else address
-        await vm.qmp.migrate_incoming(f"tcp:{host}:0")
-        info = await vm.qmp.query_migrate()
-        if not info.socket_port:
-            raise Failed(detail=f"QEMU on {self.host} did not say on which port it listens")
-        arrival.status = replace(arrival.status, address=address, port=info.socket_port)
 
     # ---- wait ------------------------------------------------------------------------------
 
@@ -254,7 +179,7 @@ class Incoming:
         """Until decided, or a reason to refuse."""
         vm = arrival.vm
         waits = [asyncio.ensure_future(arrival.decided.wait())]
-        if arrival.reservation.live:
+        if arrival.is_open:
             waits.append(asyncio.ensure_future(vm.ended.wait()))
         try:
             await asyncio.wait(waits, timeout=LEASE_S / 6, return_when=asyncio.FIRST_COMPLETED)
@@ -263,7 +188,7 @@ class Incoming:
                 wait.cancel()
         if arrival.decided.is_set():
             return
-        if arrival.reservation.live and vm.ended.is_set():
+        if arrival.is_open and vm.ended.is_set():
             await self.refuse(arrival.reservation.operation, f"its QEMU said: {vm.last_words()}")
         elif clock.monotonic() - arrival.heard > LEASE_S:
             source = arrival.reservation.source
@@ -303,6 +228,8 @@ class Incoming:
         vm = arrival.vm
         if not arrival.reservation.live:
             return None
+        if not arrival.is_open:
+            return "its QEMU was never started here"
         try:
             async with asyncio.timeout(LOADED_S):
                 while (status := (await vm.qmp.query_migrate()).status) != "completed":
@@ -321,7 +248,9 @@ class Incoming:
         vm, reservation = arrival.vm, arrival.reservation
         owned = replace(vm.record.ownership, state=OwnershipState.OWNED)
         owned_before = vm.record.owned_epoch
-        await vm.write(ownership=owned, owned_epoch=reservation.epoch)
+        if reservation.live:
+            await self._berth.unexport(vm, reservation)
+        await vm.write(ownership=owned, owned_epoch=reservation.epoch, made=())
         written = clock.monotonic()
         warnings: tuple[str, ...] = ()
         if reservation.live and not reservation.paused:
@@ -386,7 +315,7 @@ class Incoming:
 
     async def _let_it_speak(self, arrival: Arrival) -> None:
         """A QEMU that could not load the VM is about to say why, and to end."""
-        if arrival.reservation.live and not arrival.decided.is_set():
+        if arrival.is_open and not arrival.decided.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORDS_S):
                     await arrival.vm.ended.wait()
@@ -402,7 +331,7 @@ class Incoming:
                 raise  # only a reservation found after a restart is refused as well
             log.error("refusal of %s not written: %s", vm.name, error)  # noqa: TRY400
             vm.record = replace(vm.record, ownership=refused)
-        said = vm.last_words() if arrival.reservation.live and vm.ended.is_set() else ""
+        said = vm.last_words() if arrival.is_open and vm.ended.is_set() else ""
         status = self._decide(
             arrival,
             replace(arrival.status, state=OwnershipState.REFUSED, reason=reason, said=said),
@@ -416,8 +345,7 @@ class Incoming:
 
     async def clear(self, vm: VM) -> None:
         """Remove what was made for a VM that was refused."""
-        await vm.quit()
-        self._vms.launcher.remove_files(vm.record.spec)
+        await self._berth.clear(vm)
         if vm.record.owned_epoch == 0:  # it was never here: nothing to remember
             await vm.delete()
             self._vms.forget(vm)

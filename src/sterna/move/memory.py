@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sterna import clock
@@ -49,13 +49,19 @@ class Pass:
     samples: list[tuple[float, int]] = field(default_factory=list)
 
 
-async def prepare(qmp: Monitor, wishes: MoveWishes, capabilities: dict[str, bool]) -> None:
-    """Set capabilities and limits on the source."""
+async def prepare(
+    qmp: Monitor,
+    wishes: MoveWishes,
+    capabilities: dict[str, bool],
+    bitmaps: Sequence[dict[str, object]] = (),
+) -> None:
+    """Set capabilities and limits on the source. `bitmaps`: the `block-bitmap-mapping`."""
     await qmp.migrate_set_capabilities(capabilities)
     await qmp.migrate_set_parameters(
         **{
             "max-bandwidth": wishes.bandwidth or UNLIMITED,
             "downtime-limit": max(1, int(wishes.max_downtime_ms * FIRST_SHARE)),
+            **({"block-bitmap-mapping": list(bitmaps)} if bitmaps else {}),
         }
     )
 

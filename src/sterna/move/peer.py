@@ -42,6 +42,11 @@ class Peer:
         answer = await self._ask("POST", "/v1/peer/reservations", body, RESERVE_S)
         return self._status(answer)
 
+    async def open(self, operation: str) -> ReservationStatus:
+        """Ask it to start the VM's QEMU; answers where that awaits memory and disks."""
+        path = f"/v1/peer/reservations/{operation}:open"
+        return self._status(await self._ask("POST", path, timeout_s=RESERVE_S))
+
     async def status(self, operation: str) -> ReservationStatus:
         """Where it stands; also says that the source is alive and still wants it."""
         return self._status(await self._ask("GET", f"/v1/peer/reservations/{operation}"))

@@ -26,6 +26,7 @@ class Report:
         self._parts: dict[str, float] = {}
         self._info: MigrationInfo | None = None
         self._pause_ms = 0.0
+        self._mirrored = self._files = self._present = 0
 
     @asynccontextmanager
     async def phase(self, phase: Phase) -> AsyncIterator[None]:
@@ -57,6 +58,20 @@ class Report:
             known = sum(self._parts.values())
             self._parts["ownership"] = max(0.0, self._pause_ms - known)
 
+    def mirrored(self, transferred: int) -> None:
+        """Bytes of the disks' top images so far."""
+        self._mirrored = transferred
+
+    def sent(self, wire: int, present: int) -> None:
+        """Of the files: bytes on the wire, and bytes that the target had already."""
+        self._files, self._present = wire, present
+
+    def disks_sentence(self) -> str:
+        """What the phase of the disks did."""
+        had = f"; {format_size(self._present)} were there already" if self._present else ""
+        copied = format_size(self._files + self._mirrored)
+        return f"the disks are on {self.target}, {copied} were copied{had}"
+
     def memory_sentence(self) -> str:
         """What the memory phase did."""
         return f"the guest's memory is on {self.target}, but for the last changes"
@@ -79,6 +94,11 @@ class Report:
             "total_s": round(self._since(), 3),
             "phases": {str(phase): seconds for phase, seconds in self._phases.items()},
         }
+        if self._mirrored or self._files or self._present:
+            result |= {
+                "bytes_disks": self._mirrored + self._files,
+                "bytes_present": self._present,
+            }
         if self.is_live and self._info is not None:
             result |= {
                 "carrier": "direct",

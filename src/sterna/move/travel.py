@@ -25,6 +25,8 @@ from sterna.model.vm import Disk, VMRecord, VMSpec
 from sterna.qemu import image
 from sterna.vms import chain
 
+GROWTH = 1.05  # what an image may take more than before: other clusters, tables
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parcel:
@@ -54,23 +56,33 @@ class Travel:
     files: tuple[Parcel, ...]
     mirrors: tuple[Mirroring, ...]
     leaving: tuple[Volume, ...]  # the source's files that the target has too, in the end
+    disks: frozenset[str]  # names of those that travel
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing but the definition and the memory goes."""
         return not self.files and not self.mirrors
 
+    def disk(self, name: str) -> Disk:
+        """The disk of that name as the target shall have it."""
+        return next(disk for disk in self.spec.disks if disk.name == name)
+
     def needs(self) -> dict[str, int]:
-        """Bytes that the target's pools must have, at least, by pool."""
-        places = {disk.name: disk.pool for disk in self.spec.disks}
+        """Bytes that the target's pools must have free, at least, by pool."""
         room: dict[str, int] = {}
         for parcel in self.files:
             pool = parcel.offer.place.pool
             room[pool] = room.get(pool, 0) + parcel.offer.allocated
         for mirror in self.mirrors:
-            pool = places[mirror.disk.name]
-            room[pool] = room.get(pool, 0) + mirror.offer.allocated
+            pool = self.disk(mirror.disk.name).pool
+            room[pool] = room.get(pool, 0) + int(mirror.offer.allocated * GROWTH)
         return room
+
+    def grown(self, pool: str) -> int:
+        """Bytes that the mirrored disks in `pool` take when their guests have filled them."""
+        return sum(
+            mirror.offer.size for mirror in self.mirrors if self.disk(mirror.disk.name).pool == pool
+        )
 
 
 def shared_pools(source: HostFacts, target: HostFacts) -> frozenset[str]:
@@ -100,6 +112,7 @@ def plan(record: VMRecord, wishes: MoveWishes, *, shared: frozenset[str], is_liv
         files=tuple(planner.files),
         mirrors=tuple(planner.mirrors),
         leaving=tuple(dict.fromkeys(planner.leaving)),
+        disks=frozenset(planner.names),
     )
 
 
@@ -121,6 +134,7 @@ class _Planner:
         self.files: list[Parcel] = []
         self.mirrors: list[Mirroring] = []
         self.leaving: list[Volume] = []
+        self.names: list[str] = []
         self._went: dict[str, str] = {}  # pool here -> pool there, of disks that travel
 
     @staticmethod
@@ -145,6 +159,7 @@ class _Planner:
             if wish.format not in (None, disk.format):
                 raise self._cannot_convert(disk, "it stays where it is, on a shared pool")
             return disk
+        self.names.append(disk.name)
         self._went.setdefault(disk.pool, pool)
         there = self._converted(replace(disk, pool=pool), wish)
         own = chain.own_images(self.record, disk)

@@ -84,6 +84,39 @@ class Blocks:
                 tops[name.removeprefix("blk-")] = str(inserted["node-name"])
         return tops
 
+    async def bitmaps(self, node: str) -> tuple[str, ...]:
+        """Names of the node's dirty bitmaps that are kept in its file and can be trusted."""
+        for item in await self._nodes():
+            if item["node-name"] == node:
+                return tuple(
+                    str(bitmap["name"])
+                    for bitmap in item.get("dirty-bitmaps", ())
+                    if bitmap.get("persistent") and not bitmap.get("inconsistent")
+                )
+        return ()
+
+    async def network_nodes(self) -> list[str]:
+        """Nodes whose data comes from another host."""
+        return [node for node, driver in (await self.formats()).items() if driver == "nbd"]
+
+    async def formats(self) -> dict[str, str]:
+        """The driver of each node: qcow2, raw, file, nbd …"""
+        return {item["node-name"]: str(item["drv"]) for item in await self._nodes()}
+
+    async def chains(self) -> dict[str, list[str]]:
+        """The files that each of a VM's disks has open now, the top first, by the disk's name."""
+        found: dict[str, list[str]] = {}
+        for item in await self._do("query-block"):
+            device = str(item.get("qdev", "")).removesuffix("/virtio-backend")
+            name = device.rsplit("/", 1)[-1]
+            if name.startswith("blk-") and (inserted := item.get("inserted")):
+                files, image = [], inserted.get("image")
+                while image:
+                    files.append(str(image["filename"]))
+                    image = image.get("backing-image")
+                found[name.removeprefix("blk-")] = files
+        return found
+
     async def snapshot(self, overlays: Mapping[str, str]) -> None:
         """All at once: each node (key) gets the opened overlay (value) on top of it."""
         actions = [
@@ -193,6 +226,10 @@ class Blocks:
         """Without `force` a ready mirror writes what is left and ends well, its source unchanged."""
         await self._do("block-job-cancel", {"device": job, "force": force})
 
+    async def cancel_now(self, job: str) -> None:
+        """In any of its states, undoing what it would have brought about; it concludes soon."""
+        await self._do("job-cancel", {"id": job})
+
     async def dismiss(self, job: str) -> None:
         """Forget a concluded job."""
         await self._do("job-dismiss", {"id": job})
@@ -238,6 +275,10 @@ class Blocks:
     async def unexport(self, export: str) -> None:
         """Withdraw it at once, whoever is connected."""
         await self._do("block-export-del", {"id": export, "mode": "hard"})
+
+    async def exports(self) -> tuple[str, ...]:
+        """Ids of what is offered now."""
+        return tuple(str(item["id"]) for item in await self._do("query-block-exports"))
 
     async def yank(self, node: str) -> None:
         """Out of band: cut the connection of an NBD node, which frees whatever waits for it."""

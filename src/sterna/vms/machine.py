@@ -19,6 +19,7 @@ from sterna.host.store import Store
 from sterna.model.vm import OwnershipState, RunState, VMRecord
 from sterna.operations.runner import Runner
 from sterna.qemu.argv import RunPaths
+from sterna.qemu.blocks import Blocks
 from sterna.qemu.commands import Monitor
 from sterna.qemu.process import Process
 from sterna.qemu.session import Session
@@ -176,6 +177,11 @@ class VM:
                 log=self.paths.log,
             )
         return self.monitor
+
+    @property
+    def blocks(self) -> Blocks:
+        """The block commands; raises VMLost if there is no QEMU."""
+        return Blocks(self.qmp.session)
 
     def last_words(self) -> str:
         """The end of QEMU's log, on one line."""

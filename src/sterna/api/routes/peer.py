@@ -14,10 +14,16 @@ router = APIRouter(prefix="/v1/peer/reservations", tags=["peer"])
 
 @router.post("", status_code=201)
 async def reserve(request: Request, body: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
-    """Make ready for a VM of another host; answers where its memory is awaited."""
+    """Make ready for a VM of another host: its name, its room, its record."""
     reservation = edge.parse(Reservation, body, "reservation")
     answer = await request.app.state.services.incoming.reserve(reservation)
     return dict(edge.dump(answer))
+
+
+@router.post("/{operation}:open")
+async def open_(request: Request, operation: str) -> dict[str, Any]:
+    """All files are here: start its QEMU; answers where memory and disks are awaited."""
+    return dict(edge.dump(await request.app.state.services.incoming.open(operation)))
 
 
 @router.get("/{operation}")

@@ -1,0 +1,259 @@
+"""Where an arriving VM will lie: what this host must have for it, what is made, its QEMU that waits.
+
+Promises: whatever is made is named in the record's `made` before it exists, and `clear` removes it;
+a file that was here before is never touched. Knows nothing of who owns the VM.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from dataclasses import replace
+
+from sterna.errors import (
+    Failed,
+    NoRoom,
+    QMPError,
+    VMBusy,
+    VMExists,
+    VMNotOwned,
+    VMWrongState,
+    VolumeExists,
+)
+from sterna.model.disk import Volume, node_name
+from sterna.model.host import HostFacts
+from sterna.model.reservation import Reservation, ReservationStatus
+from sterna.model.vm import Ownership, OwnershipState, VMRecord
+from sterna.move import capabilities
+from sterna.move.memory import UNLIMITED
+from sterna.move.travel import GROWTH
+from sterna.qemu import image
+from sterna.qemu.sockets import listening_ports
+from sterna.vms import chain
+from sterna.vms.machine import VM
+from sterna.vms.service import VMs
+
+
+class Berth:
+    """The places of this host for VMs that arrive."""
+
+    def __init__(self, vms: VMs) -> None:
+        self._vms = vms
+
+    @property
+    def host(self) -> str:
+        return self._vms.config.name
+
+    # ---- what must be there ------------------------------------------------------------------
+
+    def require_free(self, reservation: Reservation) -> None:
+        """Raises if the VM, its name or a newer life of it is here."""
+        spec = reservation.spec
+        known = self._vms.by_id(spec.id)
+        if known is not None and (known.doing or known.process is not None):
+            raise VMBusy(
+                vm=spec.name,
+                doing=known.doing or f"its last QEMU on {self.host} is about to end",
+                operation=known.operation or reservation.operation,
+            )
+        if known is not None and known.is_here:
+            raise VMExists(vm=f"{spec.name} ({spec.id})", host=self.host)
+        if known is not None and reservation.epoch <= known.record.owned_epoch:
+            raise VMNotOwned(
+                vm=spec.name,
+                host=reservation.source,
+                reason=f"{self.host} has owned it since, in epoch {known.record.owned_epoch}",
+                fix="This is an old copy; look where the VM is before you delete it",
+            )
+        if self._vms.find(spec.name) is not None:
+            raise VMExists(vm=spec.name, host=self.host)
+
+    def require_resources(self, reservation: Reservation, facts: HostFacts) -> None:
+        """Raises what this host lacks; facts may have changed since the source looked."""
+        spec = reservation.spec
+        if reservation.live and spec.memory > facts.memory_free:
+            raise VMWrongState(
+                action="receive",
+                vm=spec.name,
+                state=f"larger than the memory that {self.host} has to give",
+                fix="Stop or move another VM first",
+            )
+        if reservation.accel and reservation.accel != facts.qemu.accel:
+            raise VMWrongState(
+                action="receive",
+                vm=spec.name,
+                state=f"running under {reservation.accel}; {self.host} offers {facts.qemu.accel}",
+                fix="Stop it and move it off",
+            )
+        for nic in spec.nics:
+            self._vms.launcher.switches.require(nic.switch, nic.vlan)
+        for disk in spec.disks:
+            self._vms.launcher.pools.require(disk.pool)
+        self._require_files_free(reservation)
+        self._require_room(reservation, facts)
+
+    def _require_files_free(self, reservation: Reservation) -> None:
+        pools = self._vms.launcher.pools
+        for volume in self._wanted(reservation):
+            path = pools.volume_path(volume.pool, volume.volume)
+            if path.exists():
+                raise VolumeExists(path=path, pool=volume.pool, volume=volume.volume)
+
+    def _require_room(self, reservation: Reservation, facts: HostFacts) -> None:
+        room: dict[str, int] = {}
+        places = {disk.name: disk.pool for disk in reservation.spec.disks}
+        for file in reservation.files:
+            room[file.place.pool] = room.get(file.place.pool, 0) + file.allocated
+        for mirror in reservation.mirrors:
+            pool = places[mirror.disk]
+            room[pool] = room.get(pool, 0) + int(mirror.allocated * GROWTH)
+        free = {item.pool.name: item.free for item in facts.pools}
+        for pool, needed in room.items():
+            if needed > free.get(pool, 0):
+                raise NoRoom(
+                    vm=reservation.spec.name,
+                    pool=pool,
+                    host=self.host,
+                    needed=needed,
+                    free=free.get(pool, 0),
+                )
+
+    # ---- what is made ------------------------------------------------------------------------
+
+    @staticmethod
+    def _wanted(reservation: Reservation) -> list[Volume]:
+        """The files that must not be here yet."""
+        tops = {
+            disk.name: Volume(pool=disk.pool, volume=disk.volume) for disk in reservation.spec.disks
+        }
+        return [
+            *(file.place for file in reservation.files if not file.is_base),
+            *(tops[mirror.disk] for mirror in reservation.mirrors),
+        ]
+
+    def record(self, reservation: Reservation) -> VMRecord:
+        """The record to begin with."""
+        known = self._vms.by_id(reservation.spec.id)
+        pools = self._vms.launcher.pools
+        templates = [
+            file.place
+            for file in reservation.files
+            if file.is_base and not pools.volume_path(file.place.pool, file.place.volume).exists()
+        ]
+        return VMRecord(
+            spec=reservation.spec,
+            ownership=Ownership(
+                state=OwnershipState.RESERVED,
+                epoch=reservation.epoch,
+                operation=reservation.operation,
+                peer=reservation.source,
+            ),
+            paused=reservation.paused,
+            created=reservation.created,
+            notes=reservation.notes,
+            owned_epoch=known.record.owned_epoch if known else 0,
+            checkpoints=reservation.checkpoints,
+            at=reservation.at,
+            saved=reservation.saved,
+            made=(*self._wanted(reservation), *templates),
+        )
+
+    def write_nvram(self, reservation: Reservation) -> None:
+        """The UEFI variables, as the source has them now."""
+        if reservation.nvram:
+            path = self._vms.launcher.nvram(reservation.spec.id)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(base64.b64decode(reservation.nvram))
+
+    async def make_tops(self, vm: VM, reservation: Reservation) -> None:
+        """Empty images for the disks that will be mirrored; what they rest on is here already."""
+        disks = {disk.name: disk for disk in vm.record.spec.disks}
+        for mirror in reservation.mirrors:
+            disk = disks[mirror.disk]
+            below = chain.images(vm.record, disk)[1:]
+            path = self._vms.launcher.pools.volume_path(disk.pool, disk.volume)
+            await image.create(path, disk.format, mirror.size, below[0] if below else None)
+
+    async def listen(self, vm: VM, reservation: Reservation) -> ReservationStatus:
+        """Start QEMU; it waits for the memory, and for the disks, on ports that it chooses itself."""
+        launcher, address = self._vms.launcher, self._vms.config.migration_address
+        await launcher.launch(vm, incoming=True)
+        wanted = capabilities.TARGET
+        mapping = self._bitmaps(reservation)
+        if mapping:
+            wanted |= {capabilities.BITMAPS}
+        await vm.qmp.migrate_set_capabilities(
+            dict(
+                capabilities.settings(
+                    wanted, launcher.capabilities.migration_capabilities, self.host
+                )
+            )
+        )
+        limits: dict[str, object] = {"max-bandwidth": UNLIMITED}
+        await vm.qmp.migrate_set_parameters(
+            **limits, **({"block-bitmap-mapping": mapping} if mapping else {})
+        )
+        nbd_port = await self._export(vm, reservation) if reservation.mirrors else 0
+        host = f"[{address}]" if ":" in address else address
+        await vm.qmp.migrate_incoming(f"tcp:{host}:0")
+        info = await vm.qmp.query_migrate()
+        if not info.socket_port:
+            raise Failed(detail=f"QEMU on {self.host} did not say on which port it listens")
+        return ReservationStatus(
+            operation=reservation.operation,
+            state=OwnershipState.RESERVED,
+            address=address,
+            port=info.socket_port,
+            nbd_port=nbd_port,
+        )
+
+    @staticmethod
+    def _bitmaps(reservation: Reservation) -> list[dict[str, object]]:
+        nodes = {disk.name: node_name(disk.pool, disk.volume) for disk in reservation.spec.disks}
+        return [
+            capabilities.bitmap_mapping(nodes[mirror.disk], mirror.disk, mirror.bitmaps)
+            for mirror in reservation.mirrors
+            if mirror.bitmaps
+        ]
+
+    async def _export(self, vm: VM, reservation: Reservation) -> int:
+        """Offer the disks to one connection each; the port of the server."""
+        if vm.process is None:
+            raise Failed(
+                detail=f"the QEMU of {vm.name} on {self.host} has ended: {vm.last_words()}"
+            )
+        await vm.blocks.nbd_server_start(
+            self._vms.config.migration_address, len(reservation.mirrors)
+        )
+        nodes = {disk.name: node_name(disk.pool, disk.volume) for disk in vm.record.spec.disks}
+        for mirror in reservation.mirrors:
+            await vm.blocks.export(
+                f"export-{mirror.disk}", nodes[mirror.disk], mirror.disk, writable=True
+            )
+        ports = listening_ports(vm.process.pid)
+        if len(ports) != 1:
+            raise Failed(detail=f"QEMU on {self.host} does not listen for the disks of {vm.name}")
+        return next(iter(ports))
+
+    async def unexport(self, vm: VM, reservation: Reservation) -> None:
+        """Before the VM runs here: nobody else may write its disks any more."""
+        if not reservation.mirrors:
+            return
+        with contextlib.suppress(QMPError):  # asked a second time it has stopped already
+            await vm.blocks.nbd_server_stop()
+        if left := await vm.blocks.exports():
+            raise Failed(detail=f"QEMU on {self.host} still offers {', '.join(left)}")
+
+    async def clear(self, vm: VM) -> None:
+        """Remove what was made for a VM that will not lie here: QEMU, files. May be repeated."""
+        await vm.quit()
+        for file in vm.record.made:
+            await self._vms.launcher.pools.delete_volume(file.pool, file.volume)
+        self._vms.launcher.remove_files(vm.record.spec)
+        if vm.record.made:
+            await vm.write(made=())
+
+
+def opened(status: ReservationStatus, found: ReservationStatus) -> ReservationStatus:
+    """`status` with the addresses of a QEMU that waits."""
+    return replace(status, address=found.address, port=found.port, nbd_port=found.nbd_port)

@@ -1,0 +1,244 @@
+"""The disks of a running VM on their way: QEMU's mirrors from the source's images to the target's.
+
+Promises: the guest's writes never wait for the target (background copy; if QEMU's main loop hangs
+on a connection to the target, that is cut out of band within seconds); the source's images stay
+complete, so that the guest can go on here until the very end; `finish` returns only when the target
+has every byte and nothing here is connected to it any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from sterna import clock
+from sterna.errors import BlockJobFailed, QMPTimeout, Stalled
+from sterna.model.disk import node_name
+from sterna.model.move import DiskProgress, Phase
+from sterna.move.travel import Mirroring
+from sterna.qemu.blocks import BlockJob, Blocks, nbd_node
+from sterna.units import KIB
+
+POLL_S = 0.2
+HANG_S = 1.5  # a healthy main loop answers within milliseconds; with POLL_S a hang ends within 2 s
+STALL_S = (
+    20.0  # not a byte for so long: the target is frozen or the link is dead; the guest runs on
+)
+DRAIN_STALL_S = 2.0  # the same while the guest stands still
+DRAIN_POLL_S = 0.002  # every millisecond is the guest's
+# As fine as guests write, so that a scattered write of 4 KiB costs 4 KiB on the wire; coarser for
+# huge disks, whose bitmap is held in memory (2^26 bits are 8 MiB, and QEMU keeps a few of them).
+GRANULARITY = 4 * KIB
+MAX_BITS = 1 << 26
+
+
+def granularity(size: int) -> int:
+    """Bytes that one bit of a mirror's bitmap stands for, for a disk of `size` bytes."""
+    found = GRANULARITY
+    while size // found > MAX_BITS:
+        found *= 2
+    return found
+
+
+@dataclass(slots=True)
+class _One:
+    """One mirror."""
+
+    plan: Mirroring
+    job: str
+    node: str  # the target, opened here
+    is_begun: bool = False
+    seen: BlockJob | None = None
+
+    @property
+    def is_synced(self) -> bool:
+        return self.seen is not None and self.seen.status == "ready"
+
+
+@dataclass(slots=True)
+class _Pace:
+    """Since when nothing has moved, and how fast it did before."""
+
+    done: int = -1
+    moved_at: float = field(default_factory=clock.monotonic)
+    samples: list[tuple[float, int]] = field(default_factory=list)
+
+    def look(self, done: int) -> float:
+        """Seconds without any progress."""
+        now = clock.monotonic()
+        if done != self.done:
+            self.done, self.moved_at = done, now
+        self.samples = [*self.samples[-10:], (now, done)]
+        return now - self.moved_at
+
+    @property
+    def rate(self) -> float:
+        """Bytes/s over the last samples."""
+        (then, before), (last, after) = self.samples[0], self.samples[-1]
+        return (after - before) / (last - then) if last > then else 0.0
+
+
+class Mirrors:
+    """All mirrors of one move. `run` in a task; `synced` is set once all are; then `finish`."""
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        plans: Sequence[Mirroring],
+        *,
+        parallel: int,
+        bandwidth: int | None,
+        report: Callable[[DiskProgress], None],
+    ) -> None:
+        self.synced = asyncio.Event()
+        self._blocks = blocks
+        self._parallel = parallel
+        self._speed = max(1, (bandwidth or 0) // min(parallel, len(plans))) if bandwidth else 0
+        self._report = report
+        self._began = clock.monotonic()
+        self._pace = _Pace()
+        self._all = [self._plan(plan) for plan in plans]
+
+    @staticmethod
+    def _plan(plan: Mirroring) -> _One:
+        node = f"to-{plan.disk.name}"
+        return _One(plan=plan, job=f"mirror-{node}", node=node)
+
+    @property
+    def transferred(self) -> int:
+        """Bytes copied so far."""
+        return sum(one.seen.done for one in self._all if one.seen is not None)
+
+    async def run(self, host: str, port: int) -> None:
+        """Begin and watch them, until cancelled.
+
+        Raises Stalled, BlockJobFailed (the target or an image failed), QMPError, QEMULost. Each
+        leaves everything as it is: the caller abandons.
+        """
+        while True:
+            await self._begin_more(host, port)
+            await self._look()
+            if all(one.is_synced for one in self._all):
+                self.synced.set()
+            await asyncio.sleep(POLL_S)
+
+    async def _begin_more(self, host: str, port: int) -> None:
+        busy = sum(one.is_begun and not one.is_synced for one in self._all)
+        waiting = [one for one in self._all if not one.is_begun]
+        for one in waiting[: max(0, self._parallel - busy)]:
+            disk = one.plan.disk
+            one.is_begun = True  # from here on there may be something to abandon
+            await self._blocks.add([nbd_node(one.node, host=host, port=port, export=disk.name)])
+            await self._blocks.mirror(
+                one.job,
+                node_name(disk.pool, disk.volume),
+                one.node,
+                sync="full" if one.plan.is_whole else "top",
+                speed=self._speed,
+                granularity=granularity(one.plan.offer.size),
+            )
+
+    async def _look(self) -> None:
+        """Where they stand now; a main loop that hangs is freed."""
+        await self._ask()
+        begun = [one for one in self._all if one.is_begun]
+        remaining = sum(one.seen.remaining for one in begun if one.seen is not None)
+        idle = self._pace.look(self.transferred)
+        if remaining and idle > STALL_S:
+            raise Stalled(reason=f"the target's storage took no data for {STALL_S:g} s")
+        self._report(self._sample(remaining))
+
+    async def _ask(self) -> None:
+        try:
+            jobs = await self._blocks.jobs(timeout_s=HANG_S)
+        except QMPTimeout as error:
+            await self.cut()
+            raise Stalled(
+                reason=f"QEMU hung for {HANG_S:g} s on a connection to the target's disks, "
+                f"which was cut"
+            ) from error
+        for one in self._all:
+            if not one.is_begun:
+                continue
+            one.seen = found = jobs.get(one.job)
+            if found is None or found.error or found.status == "concluded":
+                reason = found.error if found is not None else ""
+                raise BlockJobFailed(
+                    job=one.job,
+                    name=self._blocks.session.name,
+                    reason=f"disk {one.plan.disk.name}: {reason or 'the copy ended early'}",
+                )
+
+    def _sample(self, remaining: int) -> DiskProgress:
+        expected = [one.plan.offer.allocated for one in self._all if not one.is_begun]
+        return DiskProgress(
+            time_s=round(clock.monotonic() - self._began, 3),
+            phase=Phase.DISKS,
+            transferred=self.transferred,
+            remaining=remaining + sum(expected),
+            total=self.transferred + remaining + sum(expected),
+            rate=round(self._pace.rate),
+            disks={one.plan.disk.name: _share(one.seen) for one in self._all},
+        )
+
+    async def finish(self) -> None:
+        """With the guest stopped: the last bytes, then nothing is connected to the target any more.
+
+        Raises Stalled, BlockJobFailed, QEMULost; the source's images are whole in any case.
+        """
+        try:
+            await self._drain()
+        except (QMPTimeout, Stalled):
+            await self.cut()
+            raise
+        for one in self._all:
+            await self._blocks.dismiss(one.job)
+            await self._blocks.delete(one.node)
+            one.is_begun = False
+
+    async def _drain(self) -> None:
+        pace = _Pace()
+        for one in self._all:
+            await self._blocks.set_speed(one.job, 0)
+            await self._blocks.cancel(one.job, force=False)
+        while not await self._is_drained():
+            if pace.look(self.transferred) > DRAIN_STALL_S:
+                raise Stalled(
+                    reason=f"the target's storage took no data for {DRAIN_STALL_S:g} s "
+                    f"while the guest stood still"
+                )
+            await asyncio.sleep(DRAIN_POLL_S)
+
+    async def _is_drained(self) -> bool:
+        jobs = await self._blocks.jobs(timeout_s=DRAIN_STALL_S)
+        for one in self._all:
+            one.seen = jobs.get(one.job)
+            if one.seen is None or one.seen.error:
+                reason = one.seen.error if one.seen is not None else "it is gone"
+                raise BlockJobFailed(
+                    job=one.job,
+                    name=self._blocks.session.name,
+                    reason=f"disk {one.plan.disk.name}: {reason}",
+                )
+        return all(one.seen is not None and one.seen.status == "concluded" for one in self._all)
+
+    async def cut(self) -> None:
+        """Out of band: break all connections to the target, which frees whatever waits for them."""
+        for one in self._all:
+            if one.is_begun:
+                await self._blocks.yank(one.node)
+
+    async def abandon(self) -> None:
+        """End them all, whatever the target does. Raises QMPTimeout, QEMULost."""
+        await self.cut()
+        for one in self._all:
+            if one.is_begun:
+                await self._blocks.abandon(one.job, one.node, is_remote=True)
+                one.is_begun = False
+
+
+def _share(job: BlockJob | None) -> float:
+    if job is None or not job.total:
+        return 0.0
+    return round(job.done / job.total, 4)
