@@ -67,6 +67,7 @@ class Daemon:
             f"the record of {what} {item.key} is damaged: {item.path} ({item.reason})"
             for what, damaged in (
                 ("VM", self.vms.damaged),
+                ("kept copy", self.vms.kept.damaged),
                 ("switch", self.launcher.switches.damaged),
                 ("pool", self.launcher.pools.damaged),
             )
@@ -96,6 +97,7 @@ class Daemon:
         """Bring switches and VMs back to what their records say; then the API may answer."""
         recovery = Recovery(self.vms, self.peers, self.incoming)
         await recovery.run()
+        self.runner.background(self.vms.kept.janitor(), "delete kept copies that have expired")
 
     def services(self) -> Services:
         """What the API serves."""
@@ -107,6 +109,7 @@ class Daemon:
             vms=self.vms,
             switches=self.launcher.switches,
             pools=self.launcher.pools,
+            kept=self.vms.kept,
             operations=self.runner,
             moves=self.moves,
             incoming=self.incoming,

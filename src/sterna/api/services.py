@@ -47,6 +47,11 @@ class Pools(Protocol):
     async def delete(self, name: str, users: Users) -> None: ...
 
 
+class Kept(Protocol):
+    def list(self) -> Sequence[Any]: ...
+    async def discard(self, copy_id: str) -> None: ...
+
+
 class Moves(Protocol):
     async def begin(self, ref: str, wishes: MoveWishes) -> Operation: ...
 
@@ -62,6 +67,7 @@ class Services:
     pools: Pools
     operations: Runner
     moves: Moves
+    kept: Kept | None = None
     incoming: Any = None  # what routes/peer.py serves
 
 

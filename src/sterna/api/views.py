@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sterna.model.disk import STRICT
+from sterna.model.disk import STRICT, Volume
 from sterna.model.host import Pool, Switch
 from sterna.model.vm import Ownership, RunState, VMSpec
 
@@ -69,6 +69,21 @@ class PoolView(View):
     free: int
     problem: str
     users: list[str] = Field(description="VMs with a disk here")
+
+
+class KeptFileView(View):
+    was: Volume
+    now: str = Field(description="Its file name in the same pool")
+
+
+class KeptView(View):
+    id: str
+    vm: str
+    vm_id: str
+    label: str
+    created: str
+    expires: str
+    files: list[KeptFileView]
 
 
 class Problem(View):

@@ -13,7 +13,7 @@ from sterna.cli.values import duration
 if TYPE_CHECKING:
     from sterna.client import Client
 
-KINDS = click.Choice(["move", "receive", "stop"])
+KINDS = click.Choice(["move", "receive", "stop", "storage-move"])
 STATES = click.Choice(
     ["queued", "running", "cancelling", "unknown", "succeeded", "warned", "failed", "cancelled", "partial"]
 )  # fmt: skip

@@ -74,3 +74,28 @@ class JournalCorrupt(Corrupt):
     code = "journal.corrupt"
     text = "the journal of operations was damaged and set aside at {path}: {reason}"
     hint = "VMs are not affected; the history of operations starts anew"
+
+
+class StorageMoveRefused(Refused):
+    """Checks found blockers; `findings` holds each check's id, finding and fix."""
+
+    code = "storage.refused"
+    text = "the disks of {vm} cannot move: {summary}"
+    hint = "{fix}"
+
+
+class StorageMoveFailed(Failed):
+    code = "storage.failed"
+    text = "moving the disks of {vm} failed in phase {phase} and was undone: {reason}"
+    hint = "{fix}"
+
+
+class StorageMoveCancelled(Cancelled):
+    code = "storage.cancelled"
+    text = "moving the disks of {vm} was cancelled in phase {phase} and undone"
+
+
+class StorageMoveLeftovers(Partial):
+    code = "storage.leftovers"
+    text = "the disks of {vm} {outcome}, but something was left behind: {leftovers}"
+    hint = "{fix}"

@@ -241,3 +241,15 @@ def delete_volume(pool: Pool, volume: str) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise _unusable(pool, error) from error
+
+
+def sync_directory(pool: Pool) -> None:
+    """New, renamed and deleted names of `pool` survive a power cut. Raises PoolUnusable."""
+    try:
+        fd = os.open(pool.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise _unusable(pool, error) from error

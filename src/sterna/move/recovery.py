@@ -32,13 +32,14 @@ from sterna.errors import (
 )
 from sterna.model.operation import Operation
 from sterna.model.vm import OwnershipState
-from sterna.move import engine, handover, memory
+from sterna.move import engine, handover, memory, storage
 from sterna.move.incoming import Incoming
 from sterna.move.peer import Peer, Peers
 from sterna.operations.runner import Job
 from sterna.qemu.process import Process, find
 from sterna.qemu.sockets import cut_connections
 from sterna.vms.machine import VM
+from sterna.vms.mend import Mended, mend_quietly
 from sterna.vms.service import VMs
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Recovery:
         """Returns when all VMs are managed; doubts are asked about in the background."""
         self._open = {operation.id: operation for operation in await self._vms.runner.unfinished()}
         vms = self._vms.load()
+        self._vms.kept.load()
         await self._end_strays()
         for vm in vms:
             try:
@@ -108,13 +110,19 @@ class Recovery:
     async def _owned(self, vm: VM) -> None:
         moving = vm.record.moving
         operation = moving or vm.record.ownership.operation
+        if moving and vm.process is not None:
+            # Nothing of a move goes on without us, and what hangs on its target is freed.
+            await asyncio.to_thread(cut_connections, vm.process.pid)
         if vm.monitor is not None:
             status = (await vm.monitor.query_migrate()).status
             if moving or status not in memory.ENDED | {"none", ""}:
                 await memory.abort(vm.monitor)
+        mended = await mend_quietly(vm, self._vms.launcher.pools, self._vms.kept)
+        if vm.monitor is not None:
             await vm.resume_as_recorded()
         if moving:
-            await vm.write(moving="")
+            await vm.write(moving="", departing=())
+            await self._vms.kept.forsake(vm.id)
             self._vms.runner.background(
                 self._free_target(vm, self._peer_of(moving), moving), f"free the target of {moving}"
             )
@@ -130,6 +138,17 @@ class Recovery:
             )
         elif operation in self._open:
             await self._taken_before_restart(vm, operation)
+        self._storage_move_cut(vm, mended)
+
+    def _storage_move_cut(self, vm: VM, mended: Mended) -> None:
+        """A move of its disks within this host that was under way: it is through, or undone."""
+        for found in list(self._open.values()):
+            if found.kind == "storage-move" and found.vm_id == vm.id:
+
+                async def work(job: Job) -> dict[str, Any]:
+                    return storage.settled(vm, mended, job)
+
+                self._resume(found.id, work)
 
     async def _taken_before_restart(self, vm: VM, operation: str) -> None:
         """This host took the VM, and died before it could say so in its journal."""
@@ -170,7 +189,8 @@ class Recovery:
                     await engine.tidy(vm, self._vms, job)
             except HandoverFailed as error:
                 await vm.resume_as_recorded()
-                await vm.write(moving="")
+                await vm.write(moving="", departing=())
+                await self._vms.kept.forsake(vm.id)
                 raise MoveFailed(
                     vm=vm.name,
                     target=target,
@@ -207,7 +227,7 @@ class Recovery:
         target, operation = vm.record.ownership.peer, vm.record.ownership.operation
         if vm.process is not None:
             await vm.quit()
-            self._vms.launcher.remove_files(vm.record.spec)
+        await engine.remove_departed(vm, self._vms)
         if operation in self._open:
 
             async def work(job: Job) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from sterna.model.vm import (
 from sterna.operations.runner import Job, Runner
 from sterna.qemu import image
 from sterna.vms import chain
+from sterna.vms.kept import Kept
 from sterna.vms.launch import Launcher
 from sterna.vms.machine import VM
 from sterna.vms.specify import complete
@@ -57,6 +58,7 @@ class VMs:
         self.config = config
         self.launcher = launcher
         self.runner = runner
+        self.kept = Kept(config.state_dir / "kept", launcher.pools)
         self.store: Store[VMRecord] = Store(config.state_dir / "vms", VMRecord)
         self.damaged: list[Damaged] = []
         self._vms: dict[str, VM] = {}
@@ -107,12 +109,13 @@ class VMs:
         return next((vm for vm in self._vms.values() if vm.is_here and vm.name == name), None)
 
     def users_of_pool(self, pool: str) -> list[str]:
-        """Names of the VMs with a disk there."""
-        return [
+        """Names of the VMs with a file there, or of which copies are kept there."""
+        using = {
             vm.name
             for vm in self._vms.values()
-            if vm.is_here and any(disk.pool == pool for disk in vm.record.spec.disks)
-        ]
+            if vm.is_here and any(file.pool == pool for file in chain.own_files(vm.record))
+        }
+        return sorted(using.union(self.kept.users_of_pool(pool)))
 
     def users_of_switch(self, switch: str) -> list[str]:
         """Names of the VMs plugged in there."""

@@ -1,0 +1,106 @@
+"""Kept copies: renamed, listed, expired; and never deleted by a daemon that died in between."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from sterna import clock
+from sterna.errors import KeptNotFound
+from sterna.host.registry import Pools
+from sterna.model.disk import Volume
+from sterna.model.host import Pool
+from sterna.vms.kept import Kept
+
+DISK = Volume(pool="one", volume="web-vda.qcow2")
+OTHER = Volume(pool="one", volume="web-vdb.raw")
+
+
+@pytest.fixture
+def pools(tmp_path: Path) -> Pools:
+    pools = Pools(tmp_path / "pools", host="a")
+    asyncio.run(pools.create(Pool(name="one", path=str(tmp_path / "one"))))
+    for volume in (DISK, OTHER):
+        (tmp_path / "one" / volume.volume).write_text(volume.volume)
+    return pools
+
+
+def here(tmp_path: Path) -> set[str]:
+    return {path.name for path in (tmp_path / "one").iterdir()} - {".sterna-pool.json"}
+
+
+def kept_in(tmp_path: Path, pools: Pools) -> Kept:
+    kept = Kept(tmp_path / "kept", pools)
+    assert kept.load() == []
+    return kept
+
+
+def test_a_kept_file_has_another_name_and_the_same_content(tmp_path, pools):
+    kept = kept_in(tmp_path, pools)
+    asyncio.run(kept.keep("web", "id-1", [DISK], "moved to b", 7))
+    (copy,) = kept.list()
+    (file,) = copy.files
+    assert (tmp_path / "one" / file.now).read_text() == DISK.volume
+    assert here(tmp_path) == {file.now, OTHER.volume}
+    assert file.now.startswith("web-vda.qcow2.kept-2")
+    assert copy.expires > clock.later(6.9 * 86400)
+    assert pools.volume_path("one", file.now).exists()
+
+
+def test_a_wish_to_keep_survives_the_daemon_and_is_carried_out_by_the_next(tmp_path, pools):
+    asyncio.run(kept_in(tmp_path, pools).intend("web", "id-1", [DISK], "moved", 1))
+    kept = kept_in(tmp_path, pools)
+    assert kept.list() == []
+    asyncio.run(kept.clear("id-1", [DISK, OTHER]))
+    (file,) = kept.list()[0].files
+    assert here(tmp_path) == {file.now}
+    asyncio.run(kept.clear("id-1", [DISK, OTHER]))
+    assert here(tmp_path) == {file.now}
+
+
+def test_a_wish_that_was_half_carried_out_is_finished(tmp_path, pools):
+    kept = kept_in(tmp_path, pools)
+    asyncio.run(kept.intend("web", "id-1", [DISK, OTHER], "moved", 1))
+    (copy,) = kept._copies.values()
+    (tmp_path / "one" / DISK.volume).rename(tmp_path / "one" / copy.files[0].now)
+    kept = kept_in(tmp_path, pools)
+    asyncio.run(kept.clear("id-1", [DISK, OTHER]))
+    assert here(tmp_path) == {file.now for file in kept.list()[0].files}
+
+
+def test_a_wish_that_is_taken_back_keeps_nothing(tmp_path, pools):
+    kept = kept_in(tmp_path, pools)
+    asyncio.run(kept.intend("web", "id-1", [DISK], "moved", 1))
+    asyncio.run(kept.forsake("id-1"))
+    asyncio.run(kept.clear("id-1", [DISK]))
+    assert here(tmp_path) == {OTHER.volume}
+    assert kept_in(tmp_path, pools).list() == []
+
+
+def test_another_vms_file_is_deleted_whatever_is_kept_of_this_one(tmp_path, pools):
+    kept = kept_in(tmp_path, pools)
+    asyncio.run(kept.intend("web", "id-1", [DISK], "moved", 1))
+    asyncio.run(kept.clear("id-2", [OTHER]))
+    assert here(tmp_path) == {DISK.volume}
+
+
+def test_what_has_expired_is_deleted_and_the_rest_is_not(tmp_path, pools):
+    kept = kept_in(tmp_path, pools)
+    asyncio.run(kept.keep("web", "id-1", [DISK], "old", -1))
+    asyncio.run(kept.keep("web", "id-1", [OTHER], "new", 1))
+    asyncio.run(kept.expire())
+    (copy,) = kept.list()
+    assert copy.label == "new"
+    assert here(tmp_path) == {copy.files[0].now}
+
+
+def test_a_copy_is_discarded_once(tmp_path, pools):
+    kept = kept_in(tmp_path, pools)
+    asyncio.run(kept.keep("web", "id-1", [DISK], "x", 1))
+    (copy,) = kept.list()
+    assert kept.users_of_pool("one") == {"web"}
+    asyncio.run(kept.discard(copy.id))
+    assert here(tmp_path) == {OTHER.volume}
+    with pytest.raises(KeptNotFound):
+        asyncio.run(kept.discard(copy.id))
+    assert kept_in(tmp_path, pools).list() == []
