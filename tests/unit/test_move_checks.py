@@ -9,8 +9,9 @@ import pytest
 from sterna.errors import MoveRefused
 from sterna.model.host import HostFacts, Pool, PoolFacts, QEMUFacts, Switch, SwitchFacts
 from sterna.model.move import MoveWishes
-from sterna.model.vm import NIC, Disk, RunState, VMSpec
+from sterna.model.vm import NIC, Disk, Ownership, OwnershipState, RunState, VMRecord, VMSpec
 from sterna.move import checks
+from sterna.move.travel import Travel, plan, shared_pools
 from sterna.units import GIB
 
 
@@ -33,37 +34,64 @@ def host(name: str) -> HostFacts:
         switches=(SwitchFacts(switch=Switch(name="lan"), vlans=True),),
         pools=(
             PoolFacts(
-                pool=Pool(name="san", path="/san", shared=True, identity="1"), total=1, free=1
+                pool=Pool(name="san", path="/san", shared=True, identity="1"),
+                total=100 * GIB,
+                free=100 * GIB,
             ),
-            PoolFacts(pool=Pool(name="own", path="/own", identity=name), total=1, free=1),
+            PoolFacts(
+                pool=Pool(name="own", path="/own", identity=name), total=100 * GIB, free=100 * GIB
+            ),
         ),
         migration_address="192.0.2.1",
         vms=0,
     )
 
 
-def question(**changes: object) -> checks.Question:
+SHARED = (Disk(name="vda", pool="san", volume="web1-vda.qcow2"),)
+LOCAL = (Disk(name="vda", pool="own", volume="web1-vda.qcow2"),)
+WISHES = MoveWishes(target="b")
+
+
+def travel(spec: VMSpec, source: HostFacts, target: HostFacts) -> Travel:
+    """What the planner says of a running VM with images of 2 GiB in disks of 20 GiB."""
+    owned = Ownership(state=OwnershipState.OWNED, epoch=1)
+    record = VMRecord(spec=spec, ownership=owned)
+    shared = shared_pools(source, target)
+    found = plan(record, WISHES, shared=shared, is_live=True)
+    mirrors = tuple(
+        replace(one, offer=replace(one.offer, size=20 * GIB, allocated=2 * GIB))
+        for one in found.mirrors
+    )
+    return replace(found, mirrors=mirrors)
+
+
+def question(
+    disks: tuple[Disk, ...] = SHARED, target: HostFacts | None = None, **changes: object
+) -> checks.Question:
     spec = VMSpec(
         name="web1",
         machine="pc-q35-7.2",
         memory=GIB,
         nics=(NIC(name="net0", switch="lan", vlan=5),),
-        disks=(Disk(name="vda", pool="san"),),
+        disks=disks,
     )
+    source, target = host("a"), target or host("b")
     good = checks.Question(
         spec=spec,
+        travel=travel(spec, source, target),
         state=RunState.RUNNING,
         accel="tcg",
         blocked=(),
-        source=host("a"),
-        target=host("b"),
-        wishes=MoveWishes(target="b"),
+        source=source,
+        target=target,
+        wishes=WISHES,
     )
     return replace(good, **changes)  # type: ignore[arg-type]
 
 
-def test_nothing_is_found_when_all_is_well():
-    assert checks.require(question()) == []
+@pytest.mark.parametrize("disks", [SHARED, LOCAL, ()])
+def test_nothing_is_found_when_all_is_well(disks: tuple[Disk, ...]):
+    assert checks.require(question(disks)) == []
 
 
 TARGET = host("b")
@@ -90,8 +118,8 @@ BAD = {
     "storage.pool-broken": question(
         target=replace(TARGET, pools=(replace(TARGET.pools[0], problem="nothing mounted"),))
     ),
-    "storage.not-shared": question(
-        spec=replace(question().spec, disks=(Disk(name="vda", pool="own"),))
+    "storage.no-room": question(
+        LOCAL, target=replace(TARGET, pools=(replace(TARGET.pools[1], free=GIB),))
     ),
     "storage.not-the-same": question(
         target=replace(
@@ -116,6 +144,12 @@ def test_a_blocker_refuses_the_move_with_its_finding(identity: str):
         checks.require(BAD[identity])
     assert caught.value.facts["findings"][0]["id"] == identity
     assert caught.value.exit_code == 3
+
+
+def test_a_pool_that_the_disks_may_fill_one_day_is_warned_of():
+    tight = replace(TARGET, pools=(replace(TARGET.pools[1], free=3 * GIB),))
+    (found,) = checks.require(question(LOCAL, target=tight))
+    assert (found.id, found.severity) == ("storage.may-fill-up", "warning")
 
 
 def test_every_check_has_a_bad_situation_here():

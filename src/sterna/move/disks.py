@@ -2,8 +2,8 @@
 
 Promises: the guest's writes never wait for the target (background copy; if QEMU's main loop hangs
 on a connection to the target, that is cut out of band within seconds); the source's images stay
-complete, so that the guest can go on here until the very end; `finish` returns only when the target
-has every byte and nothing here is connected to it any more.
+complete, so that the guest can go on here until the very end; `drain` returns only when the target
+has every byte.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class _Pace:
 
 
 class Mirrors:
-    """All mirrors of one move. `run` in a task; `synced` is set once all are; then `finish`."""
+    """All mirrors of one move. `run` in a task; `synced` is set once all are; then `drain` and `close`."""
 
     def __init__(
         self,
@@ -182,8 +182,8 @@ class Mirrors:
             disks={one.plan.disk.name: _share(one.seen) for one in self._all},
         )
 
-    async def finish(self) -> None:
-        """With the guest stopped: the last bytes, then nothing is connected to the target any more.
+    async def drain(self) -> None:
+        """With the guest stopped: the last bytes. The target has all of them when this returns.
 
         Raises Stalled, BlockJobFailed, QEMULost; the source's images are whole in any case.
         """
@@ -192,6 +192,9 @@ class Mirrors:
         except (QMPTimeout, Stalled):
             await self.cut()
             raise
+
+    async def close(self) -> None:
+        """After `drain`: nothing here is connected to the target any more."""
         for one in self._all:
             await self._blocks.dismiss(one.job)
             await self._blocks.delete(one.node)

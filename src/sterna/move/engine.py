@@ -41,6 +41,7 @@ from sterna.move.travel import Mirroring, Travel, measure, plan, shared_pools
 from sterna.move.undo import Undo
 from sterna.move.watch import Watch
 from sterna.operations.runner import Job
+from sterna.qemu.sockets import sent_bytes
 from sterna.vms.machine import QUIT_TIMEOUT_S, VM
 from sterna.vms.service import VMs
 
@@ -286,7 +287,13 @@ class Move:
         opened = await self._open()
         tasks.append(group.create_task(mirrors.run(opened.address, opened.nbd_port)))
         await mirrors.synced.wait()
-        self.report.mirrored(mirrors.transferred)
+        self._weigh()
+
+    def _weigh(self) -> None:
+        """What the mirrors have sent, as long as their connections are there to be asked."""
+        process, opened = self.vm.process, self._opened
+        if process is not None and opened is not None:
+            self.report.mirrored(sent_bytes(process.pid, frozenset({opened.nbd_port})))
 
     async def _open(self) -> ReservationStatus:
         """The target's QEMU waits from then on; asked for once."""
@@ -369,8 +376,9 @@ class Move:
         vm = self.vm
         if self._mirrors is not None:
             with self.report.part("disks"):
-                await self._mirrors.finish()
-            self.report.mirrored(self._mirrors.transferred)
+                await self._mirrors.drain()
+                self._weigh()
+                await self._mirrors.close()
         with self.report.part("last_copy"):
             await asyncio.gather(
                 memory.switch_over(vm.qmp, SWITCH_OVER_S), self._forget_addresses()

@@ -59,7 +59,7 @@ class Report:
             self._parts["ownership"] = max(0.0, self._pause_ms - known)
 
     def mirrored(self, transferred: int) -> None:
-        """Bytes of the disks' top images so far."""
+        """Bytes that mirrors have put on the wire so far."""
         self._mirrored = transferred
 
     def sent(self, wire: int, present: int) -> None:
@@ -96,7 +96,7 @@ class Report:
         }
         if self._mirrored or self._files or self._present:
             result |= {
-                "bytes_disks": self._mirrored + self._files,
+                "bytes_disks": self._mirrored + self._files,  # on the wire
                 "bytes_present": self._present,
             }
         if self.is_live and self._info is not None:
@@ -107,7 +107,7 @@ class Report:
                 "pause_parts_ms": {name: round(ms, 1) for name, ms in self._parts.items()},
                 "qemu_pause_ms": self._info.downtime_ms,
                 "bytes_memory": self._info.total,
-                "bytes_wire": self._info.transferred,
+                "bytes_wire": self._info.transferred + self._mirrored + self._files,
                 "rounds": self._info.rounds,
             }
         result["text"] = self._text(result)

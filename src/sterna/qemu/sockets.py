@@ -4,7 +4,8 @@ Cutting is the last way to a QEMU whose main loop hangs on a connection: `yank` 
 of band but takes `qmp_capabilities` only in its main loop (seen with 7.2). So a daemon that was
 restarted in that moment takes the file descriptor itself.
 
-Looking tells on which port its NBD server listens, which QEMU cannot be asked.
+Looking tells on which port its NBD server listens and what has been on the wire: neither can QEMU
+be asked.
 
 Promises: only connected TCP sockets are shut down (a migration's; consoles, monitors and the
 guest's network are none), the process itself is not touched. Needs root.
@@ -16,8 +17,11 @@ import contextlib
 import ctypes
 import os
 import socket
+import struct
 from pathlib import Path
 
+_TCP_INFO_BYTES = 256  # struct tcp_info of linux/tcp.h, which only grows at its end
+_BYTES_ACKED = 120  # offset of tcpi_bytes_acked (RFC 4898), Linux 4.2
 _PIDFD_GETFD = 438  # Linux 5.6, the same number on every architecture
 
 
@@ -44,6 +48,33 @@ def listening_ports(pid: int) -> frozenset[int]:
     finally:
         os.close(pidfd)
     return frozenset(ports - {0})
+
+
+def sent_bytes(pid: int, ports: frozenset[int]) -> int:
+    """Bytes that `pid` has sent, and the other side acknowledged, on its connections to `ports`."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return 0
+    try:
+        return sum(_sent(pidfd, int(link.name), ports) for link in _sockets(pid))
+    finally:
+        os.close(pidfd)
+
+
+def _sent(pidfd: int, number: int, ports: frozenset[int]) -> int:
+    found = _taken(pidfd, number)
+    if found is None:
+        return 0
+    with found:
+        try:
+            if found.getpeername()[1] not in ports:
+                return 0
+        except OSError:  # it listens, or has ended
+            return 0
+        facts = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    acknowledged: int = struct.unpack_from("Q", facts, _BYTES_ACKED)[0]
+    return acknowledged
 
 
 def _sockets(pid: int) -> list[Path]:
