@@ -62,6 +62,18 @@ def nic(value: Any) -> dict[str, Any]:
     return _pairs(value, _NIC)
 
 
+def place(value: Any) -> tuple[str, dict[str, Any]]:
+    """Where a disk shall go, of `vda=fast`, `vda=fast:raw` or `vda=:raw`: its name and the wish."""
+    name, equals, rest = str(value).partition("=")
+    pool, _, image_format = rest.partition(":")
+    if not name or not equals or not (pool or image_format):
+        raise BadValue(
+            f"{value!r} does not say where a disk shall go",
+            "Write DISK=POOL, DISK=POOL:FORMAT or DISK=:FORMAT, such as vda=fast:raw",
+        )
+    return name, {"pool": pool, "format": image_format or None}
+
+
 def _pairs(value: Any, keys: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
     pairs: dict[str, Any] = {}
     for part in str(value).split(","):
