@@ -172,21 +172,11 @@ def test_a_switch_that_the_target_lacks_refuses_the_move_with_the_fix(lab, resti
 def test_a_name_that_the_target_has_already_refuses_the_move_and_leaves_both(lab, resting):
     target = lab["hv-b"].client
     target.post("/v1/vms", {"name": "tern", "memory": "64MiB"})
-    operation = resting.post("/v1/vms/tern/moves", {"target": "hv-b"})
-    ended = resting.get(f"/v1/operations/{operation['id']}", {"wait": 30})
-    assert ended["state"] == "failed"
-    assert "hv-b already has a VM called tern" in ended["error"]["title"]
+    error = refusal(resting, "hv-b")
+    assert "hv-b already has a VM called tern" in error.message
+    assert error.facts["findings"][0]["id"] == "vm.exists"
     assert resting.get("/v1/vms/tern")["spec"]["memory"] == 512 << 20
     assert target.get("/v1/vms/tern")["spec"]["memory"] == 64 << 20
-
-
-def test_a_disk_on_a_pool_of_one_host_refuses_the_move(lab):
-    client = lab.hosts[0].client
-    disk = {"name": "vda", "pool": "local", "size": "16MiB"}
-    client.post("/v1/vms", {"name": "tern", "disks": [disk]})
-    error = refusal(client, "hv-b")
-    assert "not shared" in error.message
-    assert error.exit_code == 3
 
 
 def test_a_move_to_the_host_where_it_is_refuses_kindly(resting):

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import base64
 import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 
 from sterna.errors import (
     Failed,
     NoRoom,
     QMPError,
+    SternaError,
     VMBusy,
     VMExists,
     VMNotOwned,
@@ -46,8 +48,24 @@ class Berth:
 
     # ---- what must be there ------------------------------------------------------------------
 
-    def require_free(self, reservation: Reservation) -> None:
-        """Raises if the VM, its name or a newer life of it is here."""
+    def problems(self, reservation: Reservation, facts: HostFacts) -> Iterator[SternaError]:
+        """All that stands in the way of this VM now. Looks at shares, so not for the event loop."""
+        for look in (
+            self._name,
+            self._memory,
+            self._acceleration,
+            self._switches,
+            self._pools,
+            self._files,
+            self._room,
+        ):
+            try:
+                look(reservation, facts)
+            except SternaError as error:
+                yield error
+
+    def _name(self, reservation: Reservation, _facts: HostFacts) -> None:
+        """The VM, its name or a newer life of it must not be here."""
         spec = reservation.spec
         known = self._vms.by_id(spec.id)
         if known is not None and (known.doing or known.process is not None):
@@ -68,8 +86,8 @@ class Berth:
         if self._vms.find(spec.name) is not None:
             raise VMExists(vm=spec.name, host=self.host)
 
-    def require_resources(self, reservation: Reservation, facts: HostFacts) -> None:
-        """Raises what this host lacks; facts may have changed since the source looked."""
+    def _memory(self, reservation: Reservation, facts: HostFacts) -> None:
+        """Facts may have changed since the source looked."""
         spec = reservation.spec
         if reservation.live and spec.memory > facts.memory_free:
             raise VMWrongState(
@@ -78,28 +96,33 @@ class Berth:
                 state=f"larger than the memory that {self.host} has to give",
                 fix="Stop or move another VM first",
             )
+
+    def _acceleration(self, reservation: Reservation, facts: HostFacts) -> None:
         if reservation.accel and reservation.accel != facts.qemu.accel:
             raise VMWrongState(
                 action="receive",
-                vm=spec.name,
+                vm=reservation.spec.name,
                 state=f"running under {reservation.accel}; {self.host} offers {facts.qemu.accel}",
                 fix="Stop it and move it off",
             )
-        for nic in spec.nics:
-            self._vms.launcher.switches.require(nic.switch, nic.vlan)
-        for disk in spec.disks:
-            self._vms.launcher.pools.require(disk.pool)
-        self._require_files_free(reservation)
-        self._require_room(reservation, facts)
 
-    def _require_files_free(self, reservation: Reservation) -> None:
+    def _switches(self, reservation: Reservation, _facts: HostFacts) -> None:
+        for nic in reservation.spec.nics:
+            self._vms.launcher.switches.require(nic.switch, nic.vlan)
+
+    def _pools(self, reservation: Reservation, _facts: HostFacts) -> None:
+        for disk in reservation.spec.disks:
+            self._vms.launcher.pools.require(disk.pool)
+
+    def _files(self, reservation: Reservation, _facts: HostFacts) -> None:
+        """Nothing that is here is ever written over."""
         pools = self._vms.launcher.pools
         for volume in self._wanted(reservation):
             path = pools.volume_path(volume.pool, volume.volume)
             if path.exists():
                 raise VolumeExists(path=path, pool=volume.pool, volume=volume.volume)
 
-    def _require_room(self, reservation: Reservation, facts: HostFacts) -> None:
+    def _room(self, reservation: Reservation, facts: HostFacts) -> None:
         room: dict[str, int] = {}
         places = {disk.name: disk.pool for disk in reservation.spec.disks}
         for file in reservation.files:

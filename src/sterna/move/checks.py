@@ -6,7 +6,7 @@ asks the same questions again when it reserves, because facts age.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from sterna.errors import MoveRefused
@@ -215,14 +215,18 @@ def run(question: Question) -> list[Check]:
 
 def require(question: Question) -> list[Check]:
     """The findings that do not stand in the way. Raises MoveRefused if one does."""
-    found = run(question)
+    return refuse_blockers(question.spec.name, question.target.name, run(question))
+
+
+def refuse_blockers(vm: str, target: str, found: Sequence[Check]) -> list[Check]:
+    """`found` without a blocker. Raises MoveRefused with all of them if there is one."""
     blockers = [finding for finding in found if finding.severity is Severity.BLOCKER]
     if blockers:
         first = blockers[0]
         more = f" (and {len(blockers) - 1} more)" if len(blockers) > 1 else ""
         raise MoveRefused(
-            vm=question.spec.name,
-            target=question.target.name,
+            vm=vm,
+            target=target,
             summary=first.finding + more,
             fix=first.fix,
             findings=[
@@ -235,4 +239,4 @@ def require(question: Question) -> list[Check]:
                 for item in found
             ],
         )
-    return found
+    return list(found)

@@ -7,11 +7,9 @@ back and the guest goes on here. From then on `handover` rules.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import shutil
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any
 
 from sterna import clock
@@ -31,13 +29,13 @@ from sterna.model.disk import node_name
 from sterna.model.host import HostFacts
 from sterna.model.move import DiskProgress, MemoryProgress, MoveWishes, Phase
 from sterna.model.operation import Operation
-from sterna.model.reservation import MirrorOffer, Reservation, ReservationStatus
+from sterna.model.reservation import ReservationStatus
 from sterna.model.vm import OwnershipState
-from sterna.move import capabilities, checks, handover, memory
+from sterna.move import capabilities, checks, handover, memory, offer
 from sterna.move.disks import Mirrors
 from sterna.move.peer import Peer, Peers
 from sterna.move.report import Report
-from sterna.move.travel import Mirroring, Travel, measure, plan, shared_pools
+from sterna.move.travel import Travel, measure, plan, shared_pools
 from sterna.move.undo import Undo
 from sterna.move.watch import Watch
 from sterna.operations.runner import Job
@@ -108,6 +106,9 @@ class Moves:
         )
         if peer is None:  # `same_host` refuses; this is for the type checker and for ever
             raise AssertionError
+        # What only the target can see: names and files that are there, the state of its VMs.
+        question = offer.reservation(vm, self._vms, travel)
+        found += checks.refuse_blockers(question.spec.name, peer.name, await peer.check(question))
         return peer, travel, [finding.finding for finding in found]
 
 
@@ -126,7 +127,7 @@ class Move:
         self.is_live = vm.process is not None
         self._said = ""  # last words of the target's QEMU
         self._mirrors: Mirrors | None = None
-        self._bitmaps: dict[str, tuple[str, ...]] = {}  # that travel, by disk
+        self._bitmaps: offer.Bitmaps = {}  # that travel
         self._opened: ReservationStatus | None = None
         self.report = Report(source=vms.config.name, target=peer.name, is_live=self.is_live)
 
@@ -185,30 +186,16 @@ class Move:
 
     async def _reserve(self, undo: Undo) -> None:
         self.job.phase = Phase.RESERVE
-        vm, record, travel = self.vm, self.vm.record, self.travel
-        epoch = record.ownership.epoch + 1
+        vm, travel = self.vm, self.travel
+        epoch = vm.record.ownership.epoch + 1
         async with self.job.step("reserve") as step, self.report.phase(Phase.RESERVE):
             undo.push("clear the mark of the move", self._clear_mark)
             await self._mark()
             undo.push(f"tell {self.peer.name} to drop its reservation", lambda: self._refuse(epoch))
-            nvram = self.vms.launcher.nvram(vm.id)
+            self._bitmaps = await offer.bitmaps(vm, travel)
             await self.peer.reserve(
-                Reservation(
-                    operation=self.job.id,
-                    epoch=epoch,
-                    source=self.vms.config.name,
-                    spec=travel.spec,
-                    live=self.is_live,
-                    paused=record.paused,
-                    accel=record.process.accel if record.process else "",
-                    nvram=base64.b64encode(nvram.read_bytes()).decode() if nvram.exists() else "",
-                    created=record.created,
-                    notes=record.notes,
-                    checkpoints=travel.checkpoints,
-                    at=travel.at,
-                    saved=travel.saved,
-                    files=tuple(parcel.offer for parcel in travel.files),
-                    mirrors=tuple([await self._offer(mirror) for mirror in travel.mirrors]),
+                offer.reservation(
+                    vm, self.vms, travel, operation=self.job.id, carried=self._bitmaps
                 )
             )
             step.say(f"{self.peer.name} holds the name and room for {vm.name}")
@@ -225,15 +212,6 @@ class Move:
     async def _clear_mark(self) -> None:
         await self.vm.write(moving="", departing=())
         await self.vms.kept.forsake(self.vm.id)
-
-    async def _offer(self, mirror: Mirroring) -> MirrorOffer:
-        """With the bitmaps that travel along."""
-        disk = mirror.disk
-        if self.travel.disk(disk.name).format != "qcow2":
-            return mirror.offer  # a raw image has nowhere to keep them
-        bitmaps = await self.vm.blocks.bitmaps(node_name(disk.pool, disk.volume))
-        self._bitmaps[disk.name] = bitmaps
-        return replace(mirror.offer, bitmaps=bitmaps)
 
     async def _refuse(self, epoch: int) -> None:
         """A target that cannot be told drops its reservation by itself: it hears no more of us."""

@@ -24,6 +24,7 @@ from sterna.errors import (
     VMDamaged,
 )
 from sterna.model.host import HostFacts
+from sterna.model.move import Check, Severity
 from sterna.model.reservation import Reservation, ReservationStatus
 from sterna.model.vm import OwnershipState
 from sterna.move.berth import Berth, opened
@@ -80,6 +81,20 @@ class Incoming:
 
     # ---- reserve ---------------------------------------------------------------------------
 
+    async def check(self, reservation: Reservation) -> list[Check]:
+        """What would be refused now, with its fix; nothing is reserved."""
+        facts = await self._gather()
+        problems = await asyncio.to_thread(lambda: list(self._berth.problems(reservation, facts)))
+        return [
+            Check(
+                id=problem.code,
+                severity=Severity.BLOCKER,
+                finding=problem.message,
+                fix=problem.advice,
+            )
+            for problem in problems
+        ]
+
     async def reserve(self, reservation: Reservation) -> ReservationStatus:
         """Make ready for the VM, or refuse with nothing left here."""
         async with self._admission:  # two arrivals must not be promised the same memory
@@ -130,8 +145,10 @@ class Incoming:
     async def _admit(self, reservation: Reservation) -> Arrival:
         """Take name and memory for the VM. Raises what stands in the way."""
         facts = await self._gather()
-        self._berth.require_free(reservation)
-        await asyncio.to_thread(self._berth.require_resources, reservation, facts)
+        for problem in await asyncio.to_thread(
+            lambda: list(self._berth.problems(reservation, facts))
+        ):
+            raise problem
         if reservation.operation in self._refused or reservation.operation in self._arrivals:
             raise TargetLost(target=self.host, reason="this reservation has been decided already")
         self._forget_old()

@@ -14,6 +14,7 @@ from sterna.config import Config
 from sterna.errors import HostUnknown, HostUnreachable, from_problem
 from sterna.model import edge
 from sterna.model.host import HostFacts
+from sterna.model.move import Check
 from sterna.model.reservation import Reservation, ReservationStatus, Take
 from sterna.security import identity
 
@@ -35,6 +36,11 @@ class Peer:
     async def facts(self) -> HostFacts:
         """What that host has."""
         return edge.parse(HostFacts, await self._ask("GET", "/v1/host"), f"facts of {self.name}")
+
+    async def check(self, question: Reservation) -> tuple[Check, ...]:
+        """What would make it refuse that reservation now; nothing is reserved."""
+        answer = await self._ask("POST", "/v1/peer/checks", edge.dump(question))
+        return edge.parse(tuple[Check, ...], answer, f"answer of {self.name}")
 
     async def reserve(self, reservation: Reservation) -> ReservationStatus:
         """Ask it to make ready for the VM."""

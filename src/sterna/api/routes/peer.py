@@ -9,10 +9,18 @@ from fastapi import APIRouter, Body, Request
 from sterna.model import edge
 from sterna.model.reservation import Reservation, Take
 
-router = APIRouter(prefix="/v1/peer/reservations", tags=["peer"])
+router = APIRouter(prefix="/v1/peer", tags=["peer"])
 
 
-@router.post("", status_code=201)
+@router.post("/checks")
+async def check(request: Request, body: Annotated[dict[str, Any], Body()]) -> list[dict[str, Any]]:
+    """What would make this host refuse such a reservation; nothing is reserved."""
+    question = edge.parse(Reservation, body, "reservation")
+    found = await request.app.state.services.incoming.check(question)
+    return [dict(edge.dump(one)) for one in found]
+
+
+@router.post("/reservations", status_code=201)
 async def reserve(request: Request, body: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
     """Make ready for a VM of another host: its name, its room, its record."""
     reservation = edge.parse(Reservation, body, "reservation")
@@ -20,19 +28,19 @@ async def reserve(request: Request, body: Annotated[dict[str, Any], Body()]) -> 
     return dict(edge.dump(answer))
 
 
-@router.post("/{operation}:open")
+@router.post("/reservations/{operation}:open")
 async def open_(request: Request, operation: str) -> dict[str, Any]:
     """All files are here: start its QEMU; answers where memory and disks are awaited."""
     return dict(edge.dump(await request.app.state.services.incoming.open(operation)))
 
 
-@router.get("/{operation}")
+@router.get("/reservations/{operation}")
 async def status(request: Request, operation: str) -> dict[str, Any]:
     """Where the reservation stands; asking keeps it alive."""
     return dict(edge.dump(request.app.state.services.incoming.status(operation)))
 
 
-@router.post("/{operation}:take")
+@router.post("/reservations/{operation}:take")
 async def take(
     request: Request, operation: str, body: Annotated[dict[str, Any], Body()]
 ) -> dict[str, Any]:
@@ -43,7 +51,7 @@ async def take(
     )
 
 
-@router.post("/{operation}:refuse")
+@router.post("/reservations/{operation}:refuse")
 async def refuse(
     request: Request, operation: str, body: Annotated[dict[str, Any], Body()]
 ) -> dict[str, Any]:

@@ -1,0 +1,55 @@
+"""What the source tells the target of a VM that wants to come: the reservation it asks for."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import replace
+
+from sterna.model.disk import node_name
+from sterna.model.reservation import MirrorOffer, Reservation
+from sterna.move.travel import Mirroring, Travel
+from sterna.vms.machine import VM
+from sterna.vms.service import VMs
+
+Bitmaps = Mapping[str, tuple[str, ...]]  # names of dirty bitmaps, by disk
+
+
+async def bitmaps(vm: VM, travel: Travel) -> Bitmaps:
+    """The dirty bitmaps that can travel with the disks that are mirrored."""
+    found: dict[str, tuple[str, ...]] = {}
+    for mirror in travel.mirrors:
+        disk = mirror.disk
+        if travel.disk(disk.name).format == "qcow2":  # a raw image has nowhere to keep them
+            names = await vm.blocks.bitmaps(node_name(disk.pool, disk.volume))
+            found |= {disk.name: names} if names else {}
+    return found
+
+
+def reservation(
+    vm: VM, vms: VMs, travel: Travel, *, operation: str = "", carried: Bitmaps | None = None
+) -> Reservation:
+    """Of the VM as it is now; without `operation` it is only a question."""
+    record = vm.record
+    nvram = vms.launcher.nvram(vm.id)
+    return Reservation(
+        operation=operation,
+        epoch=record.ownership.epoch + 1,
+        source=vms.config.name,
+        spec=travel.spec,
+        live=vm.process is not None,
+        paused=record.paused,
+        accel=record.process.accel if record.process else "",
+        nvram=base64.b64encode(nvram.read_bytes()).decode() if nvram.exists() else "",
+        created=record.created,
+        notes=record.notes,
+        checkpoints=travel.checkpoints,
+        at=travel.at,
+        saved=travel.saved,
+        files=tuple(parcel.offer for parcel in travel.files),
+        mirrors=tuple(_with(mirror, carried or {}) for mirror in travel.mirrors),
+    )
+
+
+def _with(mirror: Mirroring, carried: Bitmaps) -> MirrorOffer:
+    return replace(mirror.offer, bitmaps=carried.get(mirror.disk.name, ()))
