@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sterna.errors import QEMULost
+from sterna.errors import QEMULost, QMPError
 from sterna.qemu.session import ANSWER_S, Session
 
 PING_S = 2.0  # a healthy main loop answers in a millisecond
@@ -145,6 +145,15 @@ class Monitor:
     async def migrate(self, uri: str) -> None:
         """Begin to send; returns at once, follow the MIGRATION events."""
         await self.session.execute("migrate", {"uri": uri})
+
+    async def give_fd(self, name: str, fd: int) -> None:
+        """Hand over an open file, for `fd:NAME` as a URI of a migration; ours stays open."""
+        await self.session.give_fd(name, fd)
+
+    async def close_fd(self, name: str) -> None:
+        """Close a file that was given and not used; one that was used is not there any more."""
+        with contextlib.suppress(QMPError):
+            await self.session.execute("closefd", {"fdname": name})
 
     async def migrate_incoming(self, uri: str) -> None:
         """Listen at `uri`. Once in the life of a QEMU started with `-incoming defer`."""

@@ -84,6 +84,7 @@ class Session:
         self._listeners: list[Events] = []
         self._deadlines: set[asyncio.Timeout] = set()  # of the commands under way
         self._closing = asyncio.Event()
+        self._giving = asyncio.Lock()
         self._watchers = [
             asyncio.get_running_loop().create_task(self._watch(client), name=f"qmp of {name}")
             for client in (control, oob)
@@ -147,6 +148,21 @@ class Session:
     ) -> Any:
         """As `execute`, past a blocked main loop; for the few commands that QEMU allows so."""
         return await self._ask(self._oob, command, arguments, timeout_s, oob=True)
+
+    async def give_fd(self, name: str, fd: int) -> None:
+        """Hand an open file to QEMU, which calls it `name` (`fd:NAME`); ours stays open.
+
+        Raises QMPError, QMPTimeout, QEMULost.
+        """
+        async with self._giving:  # a descriptor belongs to the command that follows it
+            if self.is_lost:
+                raise self.loss()
+            try:
+                self._control.send_fd_scm(fd)
+            except (StateError, OSError, ValueError) as error:
+                await self.lost.wait()
+                raise self.loss() from error
+            await self.execute("getfd", {"fdname": name})
 
     async def _ask(
         self,
