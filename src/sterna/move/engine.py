@@ -23,6 +23,7 @@ from sterna.errors import (
     QEMULost,
     SternaError,
     TargetLost,
+    TimedOut,
     VMLost,
 )
 from sterna.model.disk import node_name
@@ -223,15 +224,18 @@ class Move:
 
     async def _carry(self, undo: Undo) -> None:
         """Disks, then memory, until the guest is stopped, with a target that answered just now."""
-        watch = Watch(self.peer, self.job.id)
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(watch.run())]
-            if not self.travel.is_empty:
-                await self._disks(undo, group, tasks)
-            if self.is_live:
-                await self._memory(undo)
-            for task in tasks:
-                task.cancel()
+        watch, deadline_s = Watch(self.peer, self.job.id), self.wishes.deadline_s
+        try:
+            async with asyncio.timeout(deadline_s), asyncio.TaskGroup() as group:
+                tasks = [group.create_task(watch.run())]
+                if not self.travel.is_empty:
+                    await self._disks(undo, group, tasks)
+                if self.is_live:
+                    await self._memory(undo)
+                for task in tasks:
+                    task.cancel()
+        except TimeoutError as error:
+            raise TimedOut(detail=f"it was not through within {deadline_s:g} s") from error
         if self.is_live and not watch.is_fresh:
             await watch.ask()
 
@@ -257,9 +261,9 @@ class Move:
         mirrors = self._mirrors = Mirrors(
             self.vm.blocks,
             self.travel.mirrors,
-            parallel=self.wishes.parallel_disks,
-            bandwidth=self.wishes.bandwidth,
+            self.wishes,
             report=self._disk_progress,
+            probe=lambda: self.peer.answers(self.job.id),
         )
         undo.push("end the copies of its disks", lambda: self._if_alive(mirrors.abandon))
         opened = await self._open()

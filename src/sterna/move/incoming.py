@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 LEASE_S = 30.0  # the source asks twice a second
 LOADED_S = 5.0  # the source says completed when QEMU here is just about to
 LAST_WORDS_S = 0.3  # between a stream that breaks and the end of the QEMU that read it
+PROBE_S = 0.6  # for a QEMU to answer its daemon; the source waits for both
 REMEMBERED = 256  # decided reservations, for questions that come late
 CONT_TRIES = 20  # an image lock that the source's QEMU lets go of late
 CONT_RETRY_S = 0.05
@@ -222,6 +223,17 @@ class Incoming:
             raise ReservationNotFound(host=self.host, operation=operation)
         arrival.heard = clock.monotonic()
         return arrival.status
+
+    async def answers(self, operation: str) -> bool:
+        """Whether the QEMU that waits for the VM answers, or is at least busy loading it."""
+        arrival = self._arrivals.get(operation)
+        if arrival is None or arrival.vm.monitor is None:
+            return False
+        try:
+            await arrival.vm.monitor.ping(timeout_s=PROBE_S)
+        except SternaError:
+            return False
+        return True
 
     async def take(self, operation: str, vm_id: str, epoch: int) -> ReservationStatus:
         """Own the VM and let it run. The same answer however often it is asked."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sterna import clock
-from sterna.errors import QMPError, QMPTimeout, Stalled, SternaError, TimedOut
+from sterna.errors import QMPError, QMPTimeout, Stalled, SternaError
 from sterna.model.move import MemoryProgress, MoveWishes, Phase
 from sterna.qemu.commands import MigrationInfo, Monitor
 from sterna.qemu.session import Events
@@ -74,8 +74,8 @@ async def precopy(
 ) -> Pass:
     """Send memory to `uri` until the guest is stopped in pre-switchover.
 
-    Raises Stalled (no progress), TimedOut (`wishes.deadline_s`), QEMULost, or Stalled with QEMU's
-    own words if the migration failed. The caller undoes with `abort`.
+    Raises Stalled (no progress, or with QEMU's own words if the migration failed), QEMULost. The
+    caller undoes with `abort`.
     """
     state = Pass()
     with qmp.session.listen("MIGRATION", "STOP") as events:
@@ -109,8 +109,6 @@ async def _poll(
         state.last_transferred, state.moved_at = info.transferred, now
     elif now - state.moved_at > STALL_S:
         raise Stalled(reason=f"the target took no data for {STALL_S:g} s")
-    if wishes.deadline_s is not None and now - state.began > wishes.deadline_s:
-        raise TimedOut(detail=f"the memory was not through within {wishes.deadline_s:g} s")
     report(_sample(state, info, now))
     await _converge(qmp, state, info, wishes)
     return info.status

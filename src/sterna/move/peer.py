@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 
 from sterna.config import Config
-from sterna.errors import HostUnknown, HostUnreachable, from_problem
+from sterna.errors import HostUnknown, HostUnreachable, SternaError, from_problem
 from sterna.model import edge
 from sterna.model.host import HostFacts
 from sterna.model.move import Check
@@ -19,6 +19,7 @@ from sterna.model.reservation import Reservation, ReservationStatus, Take
 from sterna.security import identity
 
 ANSWER_S = 5.0  # a daemon that is well answers in milliseconds
+PROBE_S = 0.9  # a question that is asked while a guest may be standing still
 RESERVE_S = 60.0  # it starts a QEMU, on a busy host
 
 # Raised before a single byte of the request was sent.
@@ -56,6 +57,15 @@ class Peer:
     async def status(self, operation: str) -> ReservationStatus:
         """Where it stands; also says that the source is alive and still wants it."""
         return self._status(await self._ask("GET", f"/v1/peer/reservations/{operation}"))
+
+    async def answers(self, operation: str) -> bool:
+        """Whether its QEMU for that move is well, as far as that can be told within a second."""
+        path = f"/v1/peer/reservations/{operation}/qemu"
+        try:
+            answer = await self._ask("GET", path, timeout_s=PROBE_S)
+        except SternaError:
+            return False
+        return bool(answer["answers"])
 
     async def take(self, operation: str, vm_id: str, epoch: int) -> ReservationStatus:
         """Tell it to own and run the VM. May be repeated: the answer stays the same."""

@@ -40,6 +40,12 @@ async def status(request: Request, operation: str) -> dict[str, Any]:
     return dict(edge.dump(request.app.state.services.incoming.status(operation)))
 
 
+@router.get("/reservations/{operation}/qemu")
+async def qemu(request: Request, operation: str) -> dict[str, bool]:
+    """Whether the QEMU that waits for the VM answers."""
+    return {"answers": await request.app.state.services.incoming.answers(operation)}
+
+
 @router.post("/reservations/{operation}:take")
 async def take(
     request: Request, operation: str, body: Annotated[dict[str, Any], Body()]
