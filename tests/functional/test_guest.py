@@ -3,7 +3,6 @@
 import asyncio
 import functools
 import json
-import os
 import subprocess
 from contextlib import asynccontextmanager
 
@@ -94,27 +93,34 @@ async def test_memory_of_each_pattern_is_written_and_is_right(tmp_path, guest):
 
 
 @in_a_loop
-async def test_the_disk_log_survives_power_off_and_goes_on(tmp_path, guest):
-    disk = tmp_path / "disk"
-    disk.touch()
-    os.truncate(disk, DISK_BYTES)
-    drive = ["-drive", f"file={disk},format=raw,if=none,id=d", "-device", "virtio-blk,drive=d"]
-    first = image.cmdline(disk="200", mem="8:8:touch")
-    async with machine(tmp_path, guest, *drive, cmdline=first) as (console, qemu):
+async def test_the_logs_of_all_disks_survive_power_off_and_go_on(tmp_path, guest):
+    disks = {"vda": tmp_path / "disk.raw", "vdb": tmp_path / "disk.qcow2"}
+    drives = []
+    for name, path in disks.items():
+        kind = path.suffix[1:]
+        create = ["qemu-img", "create", "-q", "-f", kind, str(path), str(DISK_BYTES)]
+        await asyncio.to_thread(subprocess.run, create, check=True)
+        drives += ["-drive", f"file={path},format={kind},if=none,id={name}"]
+        drives += ["-device", f"virtio-blk,drive={name}"]
+    first = image.cmdline(disk="200:0:2", mem="8:8:touch")
+    async with machine(tmp_path, guest, *drives, cmdline=first) as (console, qemu):
         status = await until(console, lambda s: s["disk"]["durable"] >= 50)
         checked = await console.ask("diskverify")
         assert (checked["bad"], checked["missing"]) == (0, 0)
+        assert list(checked["disks"]) == list(status["disks"]) == list(disks)
         await press_power(tmp_path)
         assert await ended(qemu) == 0
-    log = disklog.check(disk)
-    assert log.proves(status["disk"]["durable"])
-    assert log.slots == DISK_BYTES // 4096
-    async with machine(tmp_path, guest, *drive) as (console, qemu):
+    logs = {name: disklog.check(path, name) for name, path in disks.items()}
+    for name, log in logs.items():
+        assert log.proves(status["disks"][name]["durable"])
+        assert log.slots == DISK_BYTES // 4096
+    most = max(log.highest for log in logs.values())
+    async with machine(tmp_path, guest, *drives) as (console, qemu):
         await console.ask("disk rate=500")
-        await until(console, lambda s: s["disk"]["durable"] >= log.highest + 50)
-        durable = (await console.ask("status"))["disk"]["durable"]
+        status = await until(console, lambda s: s["disk"]["durable"] >= most + 50)
         await console.end()
         assert await ended(qemu) == 0
-    after = disklog.check(disk)
-    assert after.proves(durable)
-    assert len(after.boots) == 2
+    for name, path in disks.items():
+        after = disklog.check(path, name)
+        assert after.proves(status["disks"][name]["durable"])
+        assert len(after.boots) == 2

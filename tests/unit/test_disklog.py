@@ -11,12 +11,13 @@ from sterna.lab.guest.wire import BLOCK_BYTES
 SLOTS = 16
 
 
-def image(path: Path, last: int, *, blocks: int = SLOTS, slots: int = SLOTS) -> Path:
+def image(path: Path, last: int, *, blocks: int = SLOTS, slots: int = SLOTS, disk: int = 0) -> Path:
     """A disk after blocks 1 to `last` were written in a circle of `slots`."""
-    disk = bytearray(blocks * BLOCK_BYTES)
+    content = bytearray(blocks * BLOCK_BYTES)
     for seq in range(1, last + 1):
-        put(disk, (seq - 1) % slots, seal(7, seq, slots, body=bytes([seq % 256]) * 100))
-    path.write_bytes(disk)
+        body = bytes([seq % 256]) * 100
+        put(content, (seq - 1) % slots, seal(7, seq, slots, body=body, disk=disk))
+    path.write_bytes(content)
     return path
 
 
@@ -105,3 +106,9 @@ def test_a_log_of_another_size_is_stale_and_not_damaged(disk):
     log = disklog.check(disk)
     assert (log.highest, log.slots, log.good) == (22, 8, 2)
     assert log.proves(22)
+
+
+def test_the_log_of_another_disk_is_not_taken_for_this_ones(disk):
+    image(disk, 5, disk=1)
+    assert disklog.check(disk, "vdb").proves(5)
+    assert disklog.check(disk, "vda").bad == (0, 1, 2, 3, 4)

@@ -32,7 +32,6 @@ def beat(ms: float, seq: int, *, acked: int | None = None, boot: int = 1, mono: 
         mem_writes=0,
         mem_dirtied_bytes=0,
         mem_bad=0,
-        disk_durable=0,
     )
 
 
@@ -136,13 +135,16 @@ def test_whatever_is_lost_and_doubled_is_counted_exactly(lost, data):
 
 def test_the_c_header_and_the_structs_have_one_source():
     header = wire.c_header()
-    assert wire.BEAT_STRUCT.size == 72
+    assert wire.BEAT_STRUCT.size == 96
     assert all(f" {name};" in header for name, _ in (*wire.BEAT, *wire.BLOCK))
+
+
+DURABLE = (5, 6, 0, 0)
 
 
 def _datagram(seq: int, acked: int) -> bytes:
     return wire.BEAT_STRUCT.pack(
-        wire.MAGIC, wire.VERSION, wire.KIND_BEAT, 77, seq, seq * MS, acked, 0, 0, 0, 0
+        wire.MAGIC, wire.VERSION, wire.KIND_BEAT, 77, seq, seq * MS, acked, 0, 0, 0, *DURABLE
     )
 
 
@@ -182,6 +184,7 @@ def test_the_client_echoes_each_beat_and_records_it_when_told_to_stop(tmp_path):
     assert [(b.seq, b.acked, b.boot_id, b.source) for b in beats] == [
         (seq, seq - 1, 77, "127.0.0.1") for seq in range(1, 51)
     ]
+    assert beats[0].durable == dict(zip(wire.DISKS, DURABLE, strict=True))
     assert all(before <= b.t_ns <= time.time_ns() for b in beats)
     record.write_bytes(record.read_bytes()[:-5])
     assert len(heartbeat.read(record)) == 49

@@ -1,12 +1,15 @@
-"""Checks the log of numbered blocks that the lab's guest writes to its disk, in a raw image.
+"""Checks the log of numbered blocks that the lab's guest writes to each disk, in the disk's image.
 
 Promises to read only, to look at every block of the log, and to say exactly which are damaged or
 missing. A log is whole when the last `slots` numbers up to the highest are all there and good. One
 damaged block in the slot right after the highest is a write that a crash tore, and not an error:
-the guest never called it durable. The layout is in `guest/wire.py`.
+the guest never called it durable. The layout is in `guest/wire.py`. A qcow2 image, with those that
+it is made on, is read as a raw copy of it; no VM may have it open.
 """
 
 import mmap
+import subprocess
+import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +17,7 @@ from pathlib import Path
 from sterna.lab.guest import wire
 
 _EMPTY = bytes(wire.BLOCK_STRUCT.size)
+_QCOW2 = b"QFI\xfb"
 _ZERO_CRC = b"\0\0\0\0"
 
 
@@ -34,9 +38,12 @@ class DiskLog:
         return not self.bad and not self.missing and self.highest >= durable
 
 
-def seal(boot_id: int, seq: int, slots: int, *, first: int = 1, body: bytes = b"") -> bytes:
+def seal(  # noqa: PLR0913 - a block has these fields
+    boot_id: int, seq: int, slots: int, *, first: int = 1, body: bytes = b"", disk: int = 0
+) -> bytes:
     """A good block as the guest writes it; `body` is what follows the header, padded with zeros."""
-    head = wire.BLOCK_STRUCT.pack(wire.BLOCK_MAGIC, boot_id, seq, slots, first, 0, wire.VERSION)
+    numbers = (boot_id, seq, slots, first, 0, wire.VERSION, disk)
+    head = wire.BLOCK_STRUCT.pack(wire.BLOCK_MAGIC, *numbers)
     block = (head + body).ljust(wire.BLOCK_BYTES, b"\0")
     return block[: wire.CRC_OFFSET] + _crc(block) + block[wire.CRC_OFFSET + 4 :]
 
@@ -55,17 +62,17 @@ class _Found:
     first: int
 
 
-def _look(slot: int, block: bytes) -> _Found | None:
+def _look(slot: int, block: bytes, disk: int) -> _Found | None:
     """The block if it is good, in the slot where its number belongs."""
-    magic, boot_id, seq, slots, first, crc, _version = wire.BLOCK_STRUCT.unpack_from(block)
+    magic, boot_id, seq, slots, first, crc, _version, of = wire.BLOCK_STRUCT.unpack_from(block)
     if magic != wire.BLOCK_MAGIC or crc.to_bytes(4, "little") != _crc(block):
         return None
-    if not slots or seq < 1 or (seq - 1) % slots != slot:
+    if of != disk or not slots or seq < 1 or (seq - 1) % slots != slot:
         return None
     return _Found(slot, boot_id, seq, slots, first)
 
 
-def _scan(path: Path) -> tuple[list[_Found], list[int]]:
+def _scan(path: Path, disk: int) -> tuple[list[_Found], list[int]]:
     found, bad = [], []
     size = path.stat().st_size // wire.BLOCK_BYTES
     if not size:
@@ -74,16 +81,31 @@ def _scan(path: Path) -> tuple[list[_Found], list[int]]:
         for slot in range(size):
             block = image[slot * wire.BLOCK_BYTES : (slot + 1) * wire.BLOCK_BYTES]
             if not block.startswith(_EMPTY):
-                if good := _look(slot, block):
+                if good := _look(slot, block, disk):
                     found.append(good)
                 else:
                     bad.append(slot)
     return found, bad
 
 
-def check(path: Path) -> DiskLog:
-    """Reads the log of a raw image; an image without a log has `highest` 0. Raises OSError."""
-    found, bad = _scan(path)
+def check(path: Path, disk: str = wire.DISKS[0]) -> DiskLog:
+    """Reads the log of the image of `disk`; one without a log has `highest` 0.
+
+    Raises OSError, or CalledProcessError for a qcow2 image that qemu-img cannot read.
+    """
+    number = wire.DISKS.index(disk)
+    with path.open("rb") as file:
+        is_raw = file.read(len(_QCOW2)) != _QCOW2
+    if is_raw:
+        return _judge(*_scan(path, number))
+    with tempfile.TemporaryDirectory(prefix="sterna-disklog-") as folder:
+        raw = Path(folder) / "raw"
+        argv = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(path), str(raw)]
+        subprocess.run(argv, check=True, capture_output=True)
+        return _judge(*_scan(raw, number))
+
+
+def _judge(found: list[_Found], bad: list[int]) -> DiskLog:
     newest = max(found, key=lambda block: block.seq, default=None)
     if newest is None:
         return DiskLog(highest=0, good=0, slots=0, bad=tuple(bad), missing=(), torn=None, boots=())

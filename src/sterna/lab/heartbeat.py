@@ -62,7 +62,15 @@ class Beat(NamedTuple):
     mem_writes: int
     mem_dirtied_bytes: int
     mem_bad: int
-    disk_durable: int
+    durable_vda: int = 0
+    durable_vdb: int = 0
+    durable_vdc: int = 0
+    durable_vdd: int = 0
+
+    @property
+    def durable(self) -> dict[str, int]:
+        """By disk: the highest block whose write had returned in the guest."""
+        return {disk: getattr(self, f"durable_{disk}") for disk in wire.DISKS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

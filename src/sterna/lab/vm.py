@@ -5,10 +5,12 @@ A spec is the body of `POST /v1/vms`; nothing is created here.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 from sterna.lab.guest.image import GuestImage, cmdline
+from sterna.lab.guest.wire import DISKS
 from sterna.lab.hosts import SHARED_POOL, SWITCH
 from sterna.lab.lab import Lab
 from sterna.lab.links import CLIENT_ADDRESS, GUEST_ADDRESSES, PREFIX
@@ -26,7 +28,12 @@ class Load:
     memory_mb_s: int = 0  # dirtied pages, as MB/s of guest memory
     memory_mb: int = 100  # how much of its memory it dirties
     pattern: str = "touch"  # touch: 8 bytes of each page; random, text: whole pages
-    disk_blocks_s: int = 0  # numbered, checksummed 4 KiB blocks; needs a disk
+    disk_blocks_s: int = 0  # numbered, checksummed 4 KiB blocks to each disk
+    disks: int = 1  # how many it has, if it writes to any
+    disk_mb: int = 64  # size of each
+    span_mb: int = 0  # how much of each it writes, from the start, in a circle; 0: up to 64
+    pool: str = SHARED_POOL
+    formats: tuple[str, ...] = ("raw",)  # of its disks, in turn
 
 
 def spec(
@@ -37,8 +44,8 @@ def spec(
     memory: int = 256 * MIB,
     load: Load | None = None,
 ) -> dict[str, Any]:
-    """VM number `number` of a lab, which gives it an address of its own. With a disk on the shared
-    pool if its load writes one.
+    """VM number `number` of a lab, which gives it an address of its own. With the disks that its
+    load writes to.
     """
     load = load or Load()
     touched = f"{load.memory_mb}:{load.memory_mb_s}:{load.pattern}" if load.memory_mb_s else None
@@ -46,9 +53,12 @@ def spec(
         ip=f"{address(number)}/{PREFIX}",
         client=f"{CLIENT_ADDRESS}:{BEAT_PORT}",
         mem=touched,
-        disk=str(load.disk_blocks_s) if load.disk_blocks_s else None,
+        disk=_written(load) if load.disk_blocks_s else None,
     )
-    disk = {"name": "vda", "pool": SHARED_POOL, "format": "raw", "size": 64 * MIB}
+    disks = [
+        {"name": disk, "pool": load.pool, "format": format_, "size": load.disk_mb * MIB}
+        for disk, format_ in zip(DISKS[: load.disks], itertools.cycle(load.formats), strict=False)
+    ]
     return {
         "name": name,
         "vcpus": 1,
@@ -56,9 +66,14 @@ def spec(
         "graphics": False,
         "boot": {"kernel": str(guest.kernel), "initrd": str(guest.initrd), "cmdline": line},
         "nics": [{"name": "net0", "switch": SWITCH}],
-        "disks": [disk] if load.disk_blocks_s else [],
+        "disks": disks if load.disk_blocks_s else [],
         "tags": ["lab"],
     }
+
+
+def _written(load: Load) -> str:
+    """Of `cmdline`. The guest's own choice is 64 MB of each disk."""
+    return f"{load.disk_blocks_s}:{load.span_mb}:{load.disks}"
 
 
 def free_number(lab: Lab) -> int:

@@ -54,11 +54,11 @@ uint64_t memory_bad(void);
 
 /* disk.c */
 void disk_start(void);
-const char *disk_set(uint64_t rate, uint64_t span_mebibytes);
+const char *disk_set(uint64_t rate, uint64_t span_mebibytes, uint64_t count);
 const char *disk_off(void);
 const char *disk_verify(struct text *out);
 void disk_report(struct text *out);
-uint64_t disk_durable(void);
+uint64_t disk_durable(int number);
 
 /* console.c */
 const char *console_order(char *line, struct text *out, bool *ends, bool *again);

@@ -41,7 +41,10 @@ static void send_beat(void)
         .mem_writes = memory_writes(),
         .mem_dirtied_bytes = memory_dirtied(),
         .mem_bad = memory_bad(),
-        .disk_durable = disk_durable(),
+        .durable_vda = disk_durable(0),
+        .durable_vdb = disk_durable(1),
+        .durable_vdc = disk_durable(2),
+        .durable_vdd = disk_durable(3),
     };
     if (send(sock, &beat, sizeof beat, MSG_DONTWAIT) == sizeof beat)
         sent++;

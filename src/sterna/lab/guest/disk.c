@@ -1,9 +1,10 @@
 /*
- * The disk workload: numbered, checksummed blocks written in a circle at a chosen rate.
+ * The disk workload: on each disk, numbered, checksummed blocks written in a circle at a rate.
  *
  * Promises that `durable` is the number of a block whose write, with O_DIRECT and O_DSYNC, has
- * returned; and that numbering goes on after the highest block found, across boots. The layout is
- * in wire.py. An error ends the workload and is reported, never retried.
+ * returned; that each disk has numbers of its own, and a disk that hangs holds up no other; and that
+ * numbering goes on after the highest block found, across boots. The layout is in wire.py. An error
+ * ends the workload on its disk and is reported, never retried.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -11,6 +12,7 @@
 #include <linux/fs.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -21,11 +23,18 @@
 #define DEFAULT_SPAN_MB 64 /* enough to matter, little enough to scan at start */
 #define SCAN_BLOCKS 64
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static int disk = -1;
-static uint64_t slots, first, rate, written, slowest_ns;
-static int failure;
-static atomic_ullong durable;
+struct disk {
+    pthread_mutex_t lock;
+    int number, fd;
+    char name[4], path[16];
+    uint64_t slots, first, rate, written, slowest_ns;
+    int failure;
+    atomic_ullong durable;
+    uint8_t block[BLOCK_BYTES] __attribute__((aligned(4096)));
+    uint8_t scanned[SCAN_BLOCKS * BLOCK_BYTES] __attribute__((aligned(4096)));
+};
+
+static struct disk disks[DISKS];
 static uint32_t table[256];
 
 static uint32_t crc32_of(const uint8_t *bytes, size_t length)
@@ -36,22 +45,23 @@ static uint32_t crc32_of(const uint8_t *bytes, size_t length)
     return ~crc;
 }
 
-static void make_block(uint8_t *block, uint64_t seq)
+static void make_block(struct disk *disk, uint64_t seq)
 {
-    struct wire_block *header = (struct wire_block *)block;
-    uint64_t body[BLOCK_BYTES / 8], value = mix(seq, boot_id) | 1;
+    struct wire_block *header = (struct wire_block *)disk->block;
+    uint64_t body[BLOCK_BYTES / 8], value = mix(seq, boot_id ^ (uint64_t)disk->number) | 1;
     for (size_t i = 0; i < BLOCK_BYTES / 8; i++) {
         value ^= value << 13, value ^= value >> 7, value ^= value << 17;
         body[i] = value;
     }
-    memcpy(block, body, BLOCK_BYTES);
+    memcpy(disk->block, body, BLOCK_BYTES);
     *header = (struct wire_block){.magic = WIRE_BLOCK_MAGIC, .boot_id = boot_id, .seq = seq,
-                                  .slots = slots, .first = first, .version = WIRE_VERSION};
-    header->crc = crc32_of(block, BLOCK_BYTES);
+                                  .slots = disk->slots, .first = disk->first,
+                                  .version = WIRE_VERSION, .disk = (uint16_t)disk->number};
+    header->crc = crc32_of(disk->block, BLOCK_BYTES);
 }
 
 /* The number of a good block in its slot; 0 if nothing was ever written; -1 if it is damaged. */
-static int64_t check_block(uint8_t *block, uint64_t slot)
+static int64_t check_block(const struct disk *disk, uint8_t *block, uint64_t slot)
 {
     struct wire_block *header = (struct wire_block *)block;
     uint32_t crc = header->crc;
@@ -62,7 +72,7 @@ static int64_t check_block(uint8_t *block, uint64_t slot)
         return -1;
     if (!header->slots || (header->seq - 1) % header->slots != slot)
         return -1;
-    return (int64_t)header->seq;
+    return header->disk == disk->number ? (int64_t)header->seq : -1;
 }
 
 /* `highest` and `first` are of the log of this size; `newest` counts older sizes of it too. */
@@ -70,61 +80,60 @@ struct scan {
     uint64_t highest, first, newest, good, bad;
 };
 
-static void look(struct scan *found, uint8_t *block, uint64_t slot)
+static void look(const struct disk *disk, struct scan *found, uint8_t *block, uint64_t slot)
 {
     const struct wire_block *header = (const struct wire_block *)block;
-    int64_t seq = check_block(block, slot);
+    int64_t seq = check_block(disk, block, slot);
     if (seq < 0)
         found->bad++;
     if (seq > 0 && (uint64_t)seq > found->newest)
         found->newest = (uint64_t)seq;
-    if (seq <= 0 || header->slots != slots)
+    if (seq <= 0 || header->slots != disk->slots)
         return;
     found->good++;
     if ((uint64_t)seq > found->highest)
         found->highest = (uint64_t)seq, found->first = header->first;
 }
 
-/* Caller holds the lock. */
-static int scan_disk(struct scan *found)
+/* Caller holds the disk's lock, here and below. */
+static int scan_disk(struct disk *disk, struct scan *found)
 {
-    static uint8_t blocks[SCAN_BLOCKS * BLOCK_BYTES] __attribute__((aligned(4096)));
-    for (uint64_t slot = 0; slot < slots; slot += SCAN_BLOCKS) {
-        ssize_t got = pread(disk, blocks, sizeof blocks, (off_t)(slot * BLOCK_BYTES));
+    for (uint64_t slot = 0; slot < disk->slots; slot += SCAN_BLOCKS) {
+        ssize_t got = pread(disk->fd, disk->scanned, sizeof disk->scanned, (off_t)(slot * BLOCK_BYTES));
         if (got < 0)
             return errno;
-        for (uint64_t i = 0; i < (uint64_t)got / BLOCK_BYTES && slot + i < slots; i++)
-            look(found, blocks + i * BLOCK_BYTES, slot + i);
+        for (uint64_t i = 0; i < (uint64_t)got / BLOCK_BYTES && slot + i < disk->slots; i++)
+            look(disk, found, disk->scanned + i * BLOCK_BYTES, slot + i);
     }
     return 0;
 }
 
-static void write_next(void)
+static void write_next(struct disk *disk)
 {
-    static uint8_t block[BLOCK_BYTES] __attribute__((aligned(4096)));
-    uint64_t seq = durable + 1, start = now_ns();
-    make_block(block, seq);
-    if (pwrite(disk, block, BLOCK_BYTES, (off_t)((seq - 1) % slots * BLOCK_BYTES)) != BLOCK_BYTES) {
-        failure = errno ? errno : EIO;
-        rate = 0;
+    uint64_t seq = disk->durable + 1, start = now_ns();
+    off_t offset = (off_t)((seq - 1) % disk->slots * BLOCK_BYTES);
+    make_block(disk, seq);
+    if (pwrite(disk->fd, disk->block, BLOCK_BYTES, offset) != BLOCK_BYTES) {
+        disk->failure = errno ? errno : EIO;
+        disk->rate = 0;
         return;
     }
-    durable = seq;
-    written++;
-    if (now_ns() - start > slowest_ns)
-        slowest_ns = now_ns() - start;
+    disk->durable = seq;
+    disk->written++;
+    if (now_ns() - start > disk->slowest_ns)
+        disk->slowest_ns = now_ns() - start;
 }
 
-static void *disk_run(void *unused)
+static void *disk_run(void *of)
 {
-    (void)unused;
+    struct disk *disk = of;
     for (uint64_t next = now_ns();;) {
         uint64_t now, period;
-        pthread_mutex_lock(&lock);
-        period = rate ? 1000000000u / rate : 50000000u;
-        if (rate)
-            write_next();
-        pthread_mutex_unlock(&lock);
+        pthread_mutex_lock(&disk->lock);
+        period = disk->rate ? 1000000000u / disk->rate : 50000000u;
+        if (disk->rate)
+            write_next(disk);
+        pthread_mutex_unlock(&disk->lock);
         next += period;
         now = now_ns();
         if (now > next)
@@ -134,77 +143,125 @@ static void *disk_run(void *unused)
     return NULL;
 }
 
-static const char *open_disk(uint64_t span_mebibytes)
+static const char *open_disk(struct disk *disk, uint64_t span_mebibytes)
 {
     uint64_t size = 0, wanted;
-    if (disk < 0)
-        disk = open("/dev/vda", O_RDWR | O_DIRECT | O_DSYNC | O_CLOEXEC);
-    if (disk < 0)
-        return "the guest has no disk /dev/vda that it may write";
-    if (ioctl(disk, BLKGETSIZE64, &size) || size < BLOCK_BYTES)
+    if (disk->fd < 0)
+        disk->fd = open(disk->path, O_RDWR | O_DIRECT | O_DSYNC | O_CLOEXEC);
+    if (disk->fd < 0)
+        return "the guest has no such disk that it may write";
+    if (ioctl(disk->fd, BLKGETSIZE64, &size) || size < BLOCK_BYTES)
         return "the disk is too small";
     wanted = (span_mebibytes ? span_mebibytes : DEFAULT_SPAN_MB) << 20;
-    slots = (wanted < size ? wanted : size) / BLOCK_BYTES;
+    disk->slots = (wanted < size ? wanted : size) / BLOCK_BYTES;
     return NULL;
 }
 
-const char *disk_set(uint64_t blocks_per_second, uint64_t span_mebibytes)
+static const char *set_one(struct disk *disk, uint64_t blocks_per_second, uint64_t span_mebibytes)
 {
     struct scan found = {0};
     const char *refusal = NULL;
-    if (!blocks_per_second || blocks_per_second > 100000)
-        return "rate must be between 1 and 100000 blocks a second";
-    pthread_mutex_lock(&lock);
-    if (!slots || span_mebibytes) {
-        refusal = open_disk(span_mebibytes);
-        if (!refusal && scan_disk(&found))
+    pthread_mutex_lock(&disk->lock);
+    if (!disk->slots || span_mebibytes) {
+        refusal = open_disk(disk, span_mebibytes);
+        if (!refusal && scan_disk(disk, &found))
             refusal = "the disk cannot be read";
-        if (found.newest > durable)
-            durable = found.newest;
-        first = found.highest && found.highest == durable ? found.first : durable + 1;
+        if (found.newest > disk->durable)
+            disk->durable = found.newest;
+        disk->first = found.highest && found.highest == disk->durable ? found.first : disk->durable + 1;
     }
     if (refusal)
-        slots = 0;
-    rate = refusal ? 0 : blocks_per_second;
-    failure = 0;
-    pthread_mutex_unlock(&lock);
+        disk->slots = 0;
+    disk->rate = refusal ? 0 : blocks_per_second;
+    disk->failure = 0;
+    pthread_mutex_unlock(&disk->lock);
+    return refusal;
+}
+
+/* `count` of 0: the disks that are there, up to the first that is not, and at least one. */
+const char *disk_set(uint64_t blocks_per_second, uint64_t span_mebibytes, uint64_t count)
+{
+    const char *refusal = NULL;
+    if (!blocks_per_second || blocks_per_second > 100000)
+        return "rate must be between 1 and 100000 blocks a second";
+    if (count > DISKS)
+        return "there are not so many disks";
+    for (uint64_t i = 0; i < DISKS && !refusal; i++)
+        if (count ? i < count : !i || !access(disks[i].path, F_OK))
+            refusal = set_one(&disks[i], blocks_per_second, span_mebibytes);
+        else
+            break;
     return refusal;
 }
 
 const char *disk_off(void)
 {
-    pthread_mutex_lock(&lock); /* no write is in flight once we have the lock */
-    rate = 0;
-    pthread_mutex_unlock(&lock);
+    for (int i = 0; i < DISKS; i++) {
+        pthread_mutex_lock(&disks[i].lock); /* no write is in flight once we have the lock */
+        disks[i].rate = 0;
+        pthread_mutex_unlock(&disks[i].lock);
+    }
     return NULL;
 }
 
-const char *disk_verify(struct text *out)
+static const char *verify_one(struct disk *disk, struct text *out, uint64_t sums[4])
 {
     struct scan found = {0};
     const char *refusal = NULL;
-    pthread_mutex_lock(&lock);
-    if (!slots)
-        refusal = open_disk(0);
-    if (!refusal && scan_disk(&found))
+    pthread_mutex_lock(&disk->lock);
+    if (!disk->slots)
+        refusal = open_disk(disk, 0);
+    if (!refusal && scan_disk(disk, &found))
         refusal = "the disk cannot be read";
     if (!refusal) {
         uint64_t numbers = found.highest ? found.highest - found.first + 1 : 0;
-        uint64_t should = numbers < slots ? numbers : slots;
-        append(out, ",\"slots\":%lu,\"good\":%lu,\"bad\":%lu,\"missing\":%lu,\"highest\":%lu,"
-               "\"durable\":%llu", slots, found.good, found.bad,
-               should > found.good ? should - found.good : 0, found.highest, durable);
+        uint64_t should = numbers < disk->slots ? numbers : disk->slots;
+        uint64_t missing = should > found.good ? should - found.good : 0;
+        append(out, "%s\"%s\":{\"bad\":%lu,\"missing\":%lu,\"highest\":%lu,\"durable\":%llu}",
+               disk->number ? "," : "", disk->name, found.bad, missing, found.highest, disk->durable);
+        sums[0] += disk->slots, sums[1] += found.good, sums[2] += found.bad, sums[3] += missing;
     }
-    pthread_mutex_unlock(&lock);
+    pthread_mutex_unlock(&disk->lock);
     return refusal;
 }
 
+/* Of the disks that were ever set to work, or of the first. The sums first, then each. */
+const char *disk_verify(struct text *out)
+{
+    uint64_t sums[4] = {0};
+    const char *refusal = NULL;
+    append(out, ",\"disks\":{");
+    for (int i = 0; i < DISKS && !refusal; i++)
+        if (!i || disks[i].slots)
+            refusal = verify_one(&disks[i], out, sums);
+    append(out, "},\"slots\":%lu,\"good\":%lu,\"bad\":%lu,\"missing\":%lu", sums[0], sums[1], sums[2],
+           sums[3]);
+    return refusal;
+}
+
+/* `disk` is what holds for all of them together: `durable` and `rate` are the lowest of any. */
 void disk_report(struct text *out)
 {
-    append(out, ",\"disk\":{\"rate\":%lu,\"slots\":%lu,\"written\":%lu,\"durable\":%llu,"
-           "\"slowest_ms\":%lu,\"error\":%s%s%s}", rate, slots, written, durable,
-           slowest_ns / 1000000, failure ? "\"" : "", failure ? strerror(failure) : "null",
-           failure ? "\"" : "");
+    uint64_t written = 0, slots = 0, slowest = 0, rate = disks[0].rate;
+    uint64_t lowest = disks[0].durable;
+    int failure = 0;
+    append(out, ",\"disks\":{");
+    for (int i = 0; i < DISKS; i++) {
+        const struct disk *disk = &disks[i];
+        if (i && !disk->slots)
+            continue;
+        append(out, "%s\"%s\":{\"durable\":%llu,\"error\":%s%s%s}", i ? "," : "", disk->name,
+               disk->durable, disk->failure ? "\"" : "",
+               disk->failure ? strerror(disk->failure) : "null", disk->failure ? "\"" : "");
+        written += disk->written, slots += disk->slots;
+        slowest = disk->slowest_ns > slowest ? disk->slowest_ns : slowest;
+        rate = disk->rate < rate ? disk->rate : rate;
+        lowest = disk->durable < lowest ? disk->durable : lowest;
+        failure = failure ? failure : disk->failure;
+    }
+    append(out, "},\"disk\":{\"rate\":%lu,\"slots\":%lu,\"written\":%lu,\"durable\":%lu,"
+           "\"slowest_ms\":%lu,\"error\":%s%s%s}", rate, slots, written, lowest, slowest / 1000000,
+           failure ? "\"" : "", failure ? strerror(failure) : "null", failure ? "\"" : "");
 }
 
 void disk_start(void)
@@ -216,7 +273,15 @@ void disk_start(void)
             crc = crc & 1 ? 0xedb88320u ^ crc >> 1 : crc >> 1;
         table[i] = crc;
     }
-    pthread_create(&thread, NULL, disk_run, NULL);
+    for (int i = 0; i < DISKS; i++) {
+        struct disk *disk = &disks[i];
+        pthread_mutex_init(&disk->lock, NULL);
+        disk->number = i;
+        disk->fd = -1;
+        snprintf(disk->name, sizeof disk->name, "vd%c", 'a' + i);
+        snprintf(disk->path, sizeof disk->path, "/dev/%s", disk->name);
+        pthread_create(&thread, NULL, disk_run, disk);
+    }
 }
 
-uint64_t disk_durable(void) { return durable; }
+uint64_t disk_durable(int number) { return disks[number].durable; }

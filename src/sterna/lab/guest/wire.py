@@ -9,16 +9,18 @@ the beats that the guest sent since boot, from 1, so a missing number is a lost 
 skipped tick. An *echo* is the first three fields of a beat, with its own kind, sent back by the
 client; the guest reports the highest echo it saw as `acked`.
 
-A *block* is 4096 bytes of the guest's disk: the header, then bytes that follow from `seq`. Block
-`seq` lies in slot `(seq - 1) % slots`, the slots being the first blocks of the disk. `first` is the
-lowest number written with this number of slots: a log of another size is stale, not damaged. `crc`
-is CRC-32 (as in zlib) of the whole block with the field itself zero.
+A *block* is 4096 bytes of one of the guest's disks: the header, then bytes that follow from `seq`
+and `disk`, the position of its disk in `DISKS`: a block of another disk is damage. Block `seq` lies
+in slot `(seq - 1) % slots`, the slots being the first blocks of the disk. `first` is the lowest
+number written with this number of slots: a log of another size is stale, not damaged. `crc` is
+CRC-32 (as in zlib) of the whole block with the field itself zero.
 """
 
 import struct
 
-VERSION = 1
+VERSION = 2
 PERIOD_NS = 1_000_000  # one beat a millisecond: the resolution of every pause we report
+DISKS = ("vda", "vdb", "vdc", "vdd")  # as the guest names them; each has a log of its own
 BLOCK_BYTES = 4096  # a page, and the largest logical block size of common disks
 PAGE_BYTES = 4096
 
@@ -35,7 +37,7 @@ BEAT = (
     ("mem_writes", "Q"),  # pages written by the memory workload since boot
     ("mem_dirtied_bytes", "Q"),  # whole pages, in bytes, of the workload that runs now
     ("mem_bad", "Q"),  # pages found wrong, ever: anything but 0 is corruption
-    ("disk_durable", "Q"),  # highest block whose write has returned
+    *((f"durable_{disk}", "Q") for disk in DISKS),  # highest block whose write has returned
 )
 BLOCK = (
     ("magic", "Q"),
@@ -44,7 +46,8 @@ BLOCK = (
     ("slots", "Q"),
     ("first", "Q"),
     ("crc", "I"),
-    ("version", "I"),
+    ("version", "H"),
+    ("disk", "H"),
 )
 
 _C_TYPES = {"H": "uint16_t", "I": "uint32_t", "Q": "uint64_t"}
@@ -70,6 +73,7 @@ def c_header() -> str:
         "WIRE_BEAT": KIND_BEAT,
         "WIRE_ECHO": KIND_ECHO,
         "PERIOD_NS": PERIOD_NS,
+        "DISKS": len(DISKS),
         "BLOCK_BYTES": BLOCK_BYTES,
         "PAGE_BYTES": PAGE_BYTES,
     }
