@@ -306,6 +306,7 @@ async def an_api(folder: Path, https: HTTPS | None = None) -> AsyncIterator[API]
                 ),
                 operations=runner,
                 moves=moves,
+                storage_moves=moves,
             )
         )
         async with listen(app, folder / "s.sock", https) as listening:

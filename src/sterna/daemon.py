@@ -32,6 +32,7 @@ from sterna.move.engine import Moves
 from sterna.move.incoming import Incoming
 from sterna.move.peer import Peers
 from sterna.move.recovery import Recovery
+from sterna.move.storage import StorageMoves
 from sterna.operations.journal import Journal
 from sterna.operations.runner import Runner
 from sterna.qemu import capabilities
@@ -112,6 +113,7 @@ class Daemon:
             kept=self.vms.kept,
             operations=self.runner,
             moves=self.moves,
+            storage_moves=StorageMoves(self.vms),
             incoming=self.incoming,
         )
 

@@ -8,7 +8,17 @@ from sterna.api.app import build
 from sterna.api.services import Services
 
 FILE = Path(__file__).parents[2] / "docs" / "openapi.json"
-PARTS = ("facts", "hosts", "peer_facts", "vms", "switches", "pools", "operations", "moves")
+PARTS = (
+    "facts",
+    "hosts",
+    "peer_facts",
+    "vms",
+    "switches",
+    "pools",
+    "operations",
+    "moves",
+    "storage_moves",
+)
 
 
 def described() -> dict:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Protocol
 from fastapi import Depends, Request
 
 from sterna.model.host import HostFacts, Pool, PoolFacts, Switch, SwitchFacts
-from sterna.model.move import MoveWishes
+from sterna.model.move import MoveWishes, StorageWishes
 from sterna.model.operation import Operation
 from sterna.model.vm import VMSpec
 from sterna.operations.runner import Runner
@@ -56,6 +56,10 @@ class Moves(Protocol):
     async def begin(self, ref: str, wishes: MoveWishes) -> Operation: ...
 
 
+class StorageMoves(Protocol):
+    async def begin(self, ref: str, wishes: StorageWishes) -> Operation: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     name: str  # of this host
@@ -67,6 +71,7 @@ class Services:
     pools: Pools
     operations: Runner
     moves: Moves
+    storage_moves: StorageMoves
     kept: Kept | None = None
     incoming: Any = None  # what routes/peer.py serves
 

@@ -1,7 +1,8 @@
-"""`sterna move`: carry a VM to another host."""
+"""`sterna move`: carry a VM to another host, or its disks to other pools of its host."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -13,21 +14,34 @@ from sterna.cli.values import duration, place, rate
 DAY_S = 86400
 
 
+def _places(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Hosts, or with --storage pools."""
+    names = complete.pools if context.params.get("storage") else complete.others
+    return names(context, parameter, incomplete)
+
+
 @click.command(
     "move",
     cls=Command,
-    short_help="Move a VM to another host, running or off.",
+    short_help="Move a VM to another host, or its disks to other pools.",
     examples=(
         "sterna move web host-b",
         "sterna move web host-b --max-downtime 100ms --bandwidth 1Gbit",
         "sterna move web host-b --pool fast --disk vdb=archive:raw",
         "sterna move web host-b --keep-source --keep-for 48h",
         "sterna move web host-b --deadline 10m -o json | tail -n 1",
+        "sterna move web --storage fast",
+        "sterna move web --storage vda=fast vdb=archive:raw --keep-source",
         "sterna op wait $(sterna move web host-b --detach)",
     ),
 )
 @click.argument("vm", metavar="VM", shell_complete=complete.vms)
-@click.argument("target", metavar="HOST", shell_complete=complete.others)
+@click.argument("where", metavar="HOST | POOL | DISK=POOL...", nargs=-1, shell_complete=_places)
+@click.option(
+    "--storage",
+    is_flag=True,
+    help="Stay on this host; instead of HOST give a POOL for all disks, or DISK=POOL[:FORMAT]...",
+)
 @click.option(
     "--max-downtime",
     type=duration,
@@ -66,8 +80,13 @@ DAY_S = 86400
 @click.option("--parallel-disks", type=int, metavar="N", help="Disks at a time. Default: 2.")
 @click.option("--detach", is_flag=True, help="Print the operation's id and do not wait.")
 @click.pass_obj
-def move(settings: Settings, /, vm: str, target: str, detach: bool, **wished: Any) -> int:
+def move(
+    settings: Settings, /, vm: str, where: tuple[str, ...], detach: bool, **wished: Any
+) -> int:
     """Move a VM to another host, live if it runs, with its disks unless the hosts share them.
+
+    With --storage the VM stays where it is and its disks go to other pools of that host, all of
+    them or those that are named.
 
     A move that fails is undone and the VM goes on here. Ctrl-C cancels the move and waits until
     it is undone; a second Ctrl-C leaves it alone and says how to follow it.
@@ -75,22 +94,60 @@ def move(settings: Settings, /, vm: str, target: str, detach: bool, **wished: An
     from sterna.cli import follow  # noqa: PLC0415 - start-up time
     from sterna.client import segment  # noqa: PLC0415
 
-    pause, deadline_s = wished["max_downtime"], wished["deadline"]
-    given = {
-        "max_downtime_ms": None if pause is None else round(pause * 1000),
-        "bandwidth": wished["bandwidth"],
-        "deadline_s": deadline_s,
-        "pool": wished["pool"],
-        "disks": dict(wished["places"]) or None,
-        "flatten": wished["flatten"] or None,
-        "keep_source": wished["keep_source"] or None,
-        "keep_days": None if wished["keep_for"] is None else wished["keep_for"] / DAY_S,
-        "parallel_disks": wished["parallel_disks"],
-    }
-    wishes = {"target": target} | {key: value for key, value in given.items() if value is not None}
+    wishes = _storage(where, wished) if wished["storage"] else _host(where, wished)
+    kind = "storage-moves" if wished["storage"] else "moves"
     client = settings.client()
     with follow.Interrupts() as interrupts:
-        operation = client.post(f"/v1/vms/{segment(vm)}/moves", wishes)
+        operation = client.post(f"/v1/vms/{segment(vm)}/{kind}", wishes)
         if detach:
             return follow.detached(settings, operation)
         return follow.to_end(settings, client, operation, interrupts, on_interrupt="cancel")
+
+
+def _host(where: tuple[str, ...], wished: Mapping[str, Any]) -> dict[str, Any]:
+    """Body of a move to another host."""
+    if len(where) != 1:
+        problem = "Missing argument 'HOST'." if not where else f"Only one HOST, not {len(where)}."
+        raise click.UsageError(problem, click.get_current_context())
+    pause = wished["max_downtime"]
+    given = {
+        "max_downtime_ms": None if pause is None else round(pause * 1000),
+        "deadline_s": wished["deadline"],
+        "pool": wished["pool"],
+        "disks": dict(wished["places"]) or None,
+    }
+    return {"target": where[0]} | _given(given) | _common(wished)
+
+
+def _storage(where: tuple[str, ...], wished: Mapping[str, Any]) -> dict[str, Any]:
+    """Body of a move of disks within the host."""
+    context = click.get_current_context()
+    for option in ("max_downtime", "deadline"):
+        if wished[option] is not None:
+            name = option.replace("_", "-")
+            raise click.UsageError(f"--{name} is for moves to another host.", context)
+    pools = [text for text in where if "=" not in text] + [wished["pool"]] * bool(wished["pool"])
+    places = [place(text) for text in where if "=" in text] + list(wished["places"])
+    if len(pools) > 1:
+        problem = f"All disks cannot go to {' and to '.join(pools)}; write DISK=POOL."
+        raise click.UsageError(problem, context)
+    if not pools and not places:
+        problem = "Say where the disks shall go: POOL, or DISK=POOL for each."
+        raise click.UsageError(problem, context)
+    given = {"pool": pools[0] if pools else None, "disks": dict(places) or None}
+    return _given(given) | _common(wished)
+
+
+def _common(wished: Mapping[str, Any]) -> dict[str, Any]:
+    keep = wished["keep_for"]
+    return _given({
+        "bandwidth": wished["bandwidth"],
+        "flatten": wished["flatten"] or None,
+        "keep_source": wished["keep_source"] or None,
+        "keep_days": None if keep is None else keep / DAY_S,
+        "parallel_disks": wished["parallel_disks"],
+    })  # fmt: skip
+
+
+def _given(wishes: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in wishes.items() if value is not None}

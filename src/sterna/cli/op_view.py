@@ -67,7 +67,8 @@ def result(settings: Settings, operation: Mapping[str, Any]) -> None:
     if operation.get("kind") == "move":
         move_summary(operation)
     else:
-        line(printable(f"{operation.get('kind')} of {operation.get('vm')}: {state}"))
+        told = (operation.get("result") or {}).get("text")
+        line(printable(told or f"{operation.get('kind')} of {operation.get('vm')}: {state}"))
         for warning in _warnings(operation):
             line(printable(f"warning: {warning}"))
 

@@ -111,3 +111,54 @@ class KeptNotFound(NotFound):
     code = "kept.not-found"
     text = "no copy {copy} is kept on this host"
     hint = "List them with: sterna disk kept"
+
+
+class FileCopyFailed(Failed):
+    code = "file.copy-failed"
+    text = "{source} could not be copied to {target}: {reason}"
+    hint = "Look at the storage of both; it may be tried again at any time"
+
+
+class ImageInUse(Refused):
+    code = "image.in-use"
+    text = "{path} is in use by another program: {reason}"
+    hint = "Find it with: lsof {path}"
+
+
+class FileUnreadable(Failed):
+    code = "file.unreadable"
+    text = "{path} on {host} cannot be read: {reason}"
+    hint = "Look at the storage below it; what is readable of it can be copied with: ddrescue"
+
+
+class FileChanged(Failed):
+    code = "file.changed"
+    text = "{path} on {host} was changed while it was sent"
+    hint = "Find out which program writes to it with: lsof {path}; then try again"
+
+
+class FileNotStored(Failed):
+    code = "file.not-stored"
+    text = "{volume} could not be stored on {host}: {reason}"
+    hint = "Look at that pool with: sterna --host {host} pool list"
+
+
+class FileDiffers(Failed):
+    """Sent, read back from the target's storage, and not the same, more than once."""
+
+    code = "file.differs"
+    text = "{volume} reads differently on {host} than what was sent there"
+    hint = "Look at the storage of {host}: it does not give back what was written"
+
+
+class FileClosed(Conflict):
+    """A chunk that comes late: its file is being checked, or is in its place."""
+
+    code = "file.closed"
+    text = "{volume} on {host} takes no more data"
+
+
+class BaseDiffers(Refused):
+    code = "image.base-differs"
+    text = "{volume} on {host} is not the same as the template of that name that {vm} rests on"
+    hint = "Rename the one on {host}; or move the VM while it runs, as one image, with --flatten"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,13 @@ class Blocks:
         for node in nodes:
             await self._do("blockdev-del", {"node-name": node})
 
+    async def flush(self, node: Options) -> None:
+        """Everything that was written to an open node is on the disk; QMPError says why not.
+
+        QEMU has no command for that alone; opening it again as it is (`node`) begins with it.
+        """
+        await self._do("blockdev-reopen", {"options": [node]})
+
     async def names(self) -> frozenset[str]:
         """All named nodes."""
         return frozenset(item["node-name"] for item in await self._nodes())
@@ -112,7 +120,7 @@ class Blocks:
             if name.startswith("blk-") and (inserted := item.get("inserted")):
                 files, image = [], inserted.get("image")
                 while image:
-                    files.append(str(image["filename"]))
+                    files.append(_file_name(str(image["filename"])))
                     image = image.get("backing-image")
                 found[name.removeprefix("blk-")] = files
         return found
@@ -285,6 +293,13 @@ class Blocks:
         instance = {"type": "block-node", "node-name": node}
         with contextlib.suppress(QMPError):
             await self.session.execute_oob("yank", {"instances": [instance]}, timeout_s=YANK_S)
+
+
+def _file_name(name: str) -> str:
+    """The plain file of an image that QEMU names by all its options, because we gave them."""
+    if not name.startswith("json:"):
+        return name
+    return str(json.loads(name.removeprefix("json:")).get("file", {}).get("filename", name))
 
 
 def nbd_node(node: str, *, host: str, port: int, export: str) -> Options:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sterna.errors import ImageFailed, ImageRefused, QEMUMissing
+from sterna.errors import ImageFailed, ImageInUse, ImageRefused, QEMUMissing
 from sterna.model.disk import Image
 from sterna.units import format_size
 
@@ -53,9 +53,50 @@ async def info(path: Path) -> ImageInfo:
     )
 
 
-async def create(
-    path: Path, image_format: Format, size: int, backing: Image | None = None
-) -> None:
+async def size_of(path: Path, image_format: Format) -> int:
+    """Bytes that a guest sees. The format is not guessed: a guest could have written another's header.
+
+    It may be in use. Raises ImageFailed, QEMUMissing.
+    """
+    kind = ("--output=json", "--force-share", "-f", image_format)
+    return int(json.loads(await _run("read", path, "info", *kind, _name(path)))["virtual-size"])
+
+
+async def require_free(path: Path, image_format: Format) -> None:
+    """Raises ImageInUse if another program writes to it: QEMU's own locks tell."""
+    try:
+        await _run("read", path, "info", "-f", image_format, _name(path))
+    except ImageFailed as error:
+        if "lock" not in (reason := str(error.facts["reason"])):
+            raise
+        raise ImageInUse(path=path, reason=reason.splitlines()[0]) from error
+
+
+async def fill(source: Path, target: Path, formats: tuple[Format, Format], speed: int = 0) -> None:
+    """Make `target`, a file that is the caller's already, a copy that stands alone. On the disk then.
+
+    All that `source` rests on becomes a part of it. `speed` in bytes/s, 0: no limit. Raises
+    ImageFailed, QEMUMissing; then what `target` holds is of no use.
+    """
+    kinds = ("-f", formats[0], "-O", formats[1], *(("-r", str(speed)) if speed else ()))
+    await _run("copy", source, "convert", "-q", *kinds, _name(source), _name(target))
+    await asyncio.to_thread(_sync, target)
+    await asyncio.to_thread(_sync, target.parent)
+
+
+async def compare(one: Path, other: Path, formats: tuple[Format, Format]) -> bool:
+    """Whether a guest would see the same in both. Raises ImageFailed, QEMUMissing."""
+    kinds = ("-f", formats[0], "-F", formats[1])
+    try:
+        await _run("compare", other, "compare", "-q", *kinds, _name(one), _name(other))
+    except ImageFailed as error:
+        if error.facts.get("status") == 1:
+            return False
+        raise
+    return True
+
+
+async def create(path: Path, image_format: Format, size: int, backing: Image | None = None) -> None:
     """A new, empty, thin image; on `backing`, a file beside it, it shows that one's content.
 
     Raises ImageFailed, QEMUMissing; then there is no such file.
@@ -78,6 +119,21 @@ async def convert(source: Path, target: Path, image_format: Format, size: int | 
         await _run("copy", source, "convert", "-q", *formats, _name(source), _name(part))
         if size is not None and size > found.size:
             await _run("grow", target, "resize", "-q", "-f", image_format, _name(part), str(size))
+
+
+async def commit(path: Path) -> None:
+    """Write all that the qcow2 image at `path` holds down into the image that it rests on.
+
+    Nobody may have either open. Cancelled or failed in the middle: what `path` shows is unchanged,
+    what the image below shows is not. Raises ImageFailed, QEMUMissing.
+    """
+    await _run("merge", path, "commit", "-q", "-d", "-f", "qcow2", _name(path))
+
+
+async def put_on(path: Path, backing: Image) -> None:
+    """Let the qcow2 image at `path` name `backing`, which shows the same as what it names now."""
+    below = ("-b", backing.volume, "-F", backing.format)
+    await _run("change", path, "rebase", "-q", "-u", "-f", "qcow2", *below, _name(path))
 
 
 def _check(source: Path, found: ImageInfo, size: int | None) -> None:
@@ -143,7 +199,10 @@ async def _run(action: str, path: Path, *arguments: str) -> str:
             await process.wait()
     if process.returncode:
         reason = errors.decode(errors="replace").strip().removeprefix("qemu-img: ")
-        raise ImageFailed(action=action, path=path, reason=reason or f"status {process.returncode}")
+        status = process.returncode
+        raise ImageFailed(
+            action=action, path=path, reason=reason or f"status {status}", status=status
+        )
     return output.decode()
 
 

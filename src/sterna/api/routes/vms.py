@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Response
 from sterna.api.answers import accepted, answer
 from sterna.api.services import Here
 from sterna.api.views import StopWishes, VMView
-from sterna.model.move import MoveWishes
+from sterna.model.move import MoveWishes, StorageWishes
 from sterna.model.operation import Operation
 from sterna.model.vm import VMSpec
 
@@ -73,3 +73,9 @@ async def stop(
 async def move(vm: str, wishes: MoveWishes, here: Here) -> Response:
     """Move it to another host, running or off."""
     return accepted(await here.moves.begin(vm, wishes))
+
+
+@router.post("/{vm}/storage-moves", response_model=Operation, status_code=202)
+async def move_storage(vm: str, wishes: StorageWishes, here: Here) -> Response:
+    """Move its disks to other pools of this host, under the running VM or of one that is off."""
+    return accepted(await here.storage_moves.begin(vm, wishes))

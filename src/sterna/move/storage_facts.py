@@ -1,0 +1,104 @@
+"""What must be known of files and pools before disks move within a host."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from sterna.errors import ImageInUse, SternaError
+from sterna.host.registry import Pools
+from sterna.model.disk import Volume
+from sterna.model.vm import VMRecord
+from sterna.move.storage_plan import Facts, Plan
+from sterna.qemu import image
+from sterna.vms import chain
+from sterna.vms.machine import VM
+from sterna.vms.service import VMs
+
+
+async def gather(vm: VM, vms: VMs, plan: Plan) -> Facts:
+    """Look at everything that `plan` touches. What cannot be looked at is left out, as if absent."""
+    known = vms.launcher.pools
+    record = vm.record
+    sources = {item.source for item in plan.templates} | set(plan.leaving)
+    sources |= {
+        Volume(pool=one.disk.pool, volume=image.volume)
+        for one in plan.relocations
+        for image in chain.images(record, one.disk)
+    }
+    targets = {*plan.new, *(item.target for item in plan.templates)}
+    pools = {facts.pool.name: facts for facts in await known.facts()}
+    usable = {name for name, facts in pools.items() if not facts.problem}
+    sizes = await asyncio.to_thread(
+        _sizes, known, [one for one in sources | targets if one.pool in usable]
+    )
+    return Facts(
+        host=vms.config.name,
+        pools=pools,
+        sizes=sizes,
+        virtual=await _virtual(plan, known, sizes),
+        users=_users(vm, vms, plan.leaving),
+        locked={} if vm.process is not None else await _locked(record, plan, known, sizes),
+        base_differs=frozenset(
+            item.target
+            for item in plan.templates
+            if item.target in sizes and sizes[item.target][0] != sizes.get(item.source, (0, 0))[0]
+        ),
+    )
+
+
+def _sizes(pools: Pools, volumes: Iterable[Volume]) -> dict[Volume, tuple[int, int]]:
+    found = {}
+    for volume in volumes:
+        try:
+            stat = pools.volume_path(volume.pool, volume.volume).stat()
+        except (OSError, SternaError):
+            continue
+        found[volume] = (stat.st_size, stat.st_blocks * 512)
+    return found
+
+
+async def _virtual(
+    plan: Plan, pools: Pools, sizes: dict[Volume, tuple[int, int]]
+) -> dict[str, int]:
+    found = {}
+    for one in plan.relocations:
+        top = Volume(pool=one.disk.pool, volume=one.disk.volume)
+        if top in sizes:
+            path = pools.volume_path(top.pool, top.volume)
+            found[one.disk.name] = await image.size_of(path, one.disk.format)
+    return found
+
+
+def _users(vm: VM, vms: VMs, volumes: Iterable[Volume]) -> dict[Volume, str]:
+    """Other VMs that own these files, or rest on them."""
+    wanted = set(volumes)
+    found: dict[Volume, str] = {}
+    for other in vms.all():
+        if other is vm or not other.is_here:
+            continue
+        theirs = set(chain.own_files(other.record))
+        theirs |= {
+            Volume(pool=disk.pool, volume=base.volume)
+            for disk in other.record.spec.disks
+            for base in disk.base
+        }
+        found |= dict.fromkeys(theirs & wanted, other.name)
+    return found
+
+
+async def _locked(
+    record: VMRecord, plan: Plan, pools: Pools, sizes: dict[Volume, tuple[int, int]]
+) -> dict[Volume, str]:
+    """Images of a VM that is off and that somebody writes to all the same."""
+    found: dict[Volume, str] = {}
+    for one in plan.relocations:
+        for part in chain.own_images(record, one.disk):
+            volume = Volume(pool=one.disk.pool, volume=part.volume)
+            if volume in sizes:
+                try:
+                    path = pools.volume_path(volume.pool, volume.volume)
+                    await image.require_free(path, part.format)
+                except ImageInUse as error:
+                    found[volume] = str(error.facts["reason"])
+    return found
