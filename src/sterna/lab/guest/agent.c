@@ -6,7 +6,7 @@
  *   sterna.ip=A.B.C.D/PLEN                    address of eth0
  *   sterna.client=A.B.C.D:PORT                where beats go
  *   sterna.mem=SIZE_MB:RATE_MB:PATTERN[:FILL] memory workload from the start
- *   sterna.disk=RATE[:SPAN_MB[:DISKS]]        disk workload from the start, blocks a second each
+ *   sterna.disk=RATE[:SPAN_MB[:DISKS[:BURST]]] disk workload from the start, blocks a second each
  */
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -89,9 +89,12 @@ static void start_workloads(void)
         obey(line);
     }
     if (init_option("sterna.disk", text, sizeof text)) {
-        char *rest = text, *rate = strsep(&rest, ":"), *span = strsep(&rest, ":");
-        snprintf(line, sizeof line, "disk rate=%s%s%s%s%s", rate, span ? " span_mb=" : "",
-                 span ? span : "", rest ? " disks=" : "", rest ? rest : "");
+        static const char *const keys[] = {"rate", "span_mb", "disks", "burst"};
+        int length = snprintf(line, sizeof line, "disk");
+        char *rest = text;
+        for (int i = 0; i < 4 && rest; i++)
+            length += snprintf(line + length, sizeof line - (size_t)length, " %s=%s", keys[i],
+                               strsep(&rest, ":"));
         obey(line);
     }
 }

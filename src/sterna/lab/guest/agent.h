@@ -54,7 +54,7 @@ uint64_t memory_bad(void);
 
 /* disk.c */
 void disk_start(void);
-const char *disk_set(uint64_t rate, uint64_t span_mebibytes, uint64_t count);
+const char *disk_set(uint64_t rate, uint64_t span_mebibytes, uint64_t count, uint64_t burst);
 const char *disk_off(void);
 const char *disk_verify(struct text *out);
 void disk_report(struct text *out);

@@ -24,7 +24,7 @@
 #define BUTTONS 8
 #define HELP                                                                                      \
     "status | mem size_mb=N rate_mb=N pattern=touch|random|text [fill=none|random|text|mixed] | " \
-    "mem off | mem spoil | verify | disk rate=N [span_mb=N] [disks=N] | disk off | " \
+    "mem off | mem spoil | verify | disk rate=N [span_mb=N] [disks=N] [burst=N] | disk off | " \
     "diskverify | poweroff | reboot | help; any order may end in id=N"
 
 struct option {
@@ -101,15 +101,16 @@ static const char *order_memory(char *rest)
 
 static const char *order_disk(char *rest)
 {
-    struct option options[] = {{"rate", 0}, {"span_mb", 0}, {"disks", 0}};
-    uint64_t rate, span, count;
+    struct option options[] = {{"rate", 0}, {"span_mb", 0}, {"disks", 0}, {"burst", 0}};
+    uint64_t rate, span, count, burst;
     const char *refusal;
     if (rest && !strcmp(rest, "off"))
         return disk_off();
-    if ((refusal = parse(rest, options, 3)) || (refusal = number(options[0], 0, &rate))
-        || (refusal = number(options[1], 0, &span)) || (refusal = number(options[2], 0, &count)))
+    if ((refusal = parse(rest, options, 4)) || (refusal = number(options[0], 0, &rate))
+        || (refusal = number(options[1], 0, &span)) || (refusal = number(options[2], 0, &count))
+        || (refusal = number(options[3], 1, &burst)))
         return refusal;
-    return disk_set(rate, span, count);
+    return disk_set(rate, span, count, burst);
 }
 
 /* Carries out one order. Appends members of the answer, or returns why it was refused. */

@@ -56,7 +56,7 @@ def cmdline(
     """The kernel command line that boots fastest, with the workload that the guest starts with.
 
     `ip` is "A.B.C.D/PLEN" for eth0, `client` "A.B.C.D:PORT" for the beats, `mem`
-    "SIZE_MB:RATE_MB:PATTERN[:FILL]", `disk` "BLOCKS_PER_SECOND[:SPAN_MB[:DISKS]]".
+    "SIZE_MB:RATE_MB:PATTERN[:FILL]", `disk` "BLOCKS_PER_SECOND[:SPAN_MB[:DISKS[:BURST]]]".
     """
     options = {"ip": ip, "client": client, "mem": mem, "disk": disk}
     return " ".join(
