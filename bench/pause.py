@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
-import platform
 import secrets
 import statistics
 import sys
@@ -23,8 +20,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import figures
 from bare import Bare, machine_like
-from sterna import __version__
 from sterna.lab.console import GuestConsole
 from sterna.lab.lab import Lab, Wanted, remove, undisturbed, up
 from sterna.lab.vm import MIB, Load, spec
@@ -56,7 +53,6 @@ class Bench:
         host.client.post("/v1/vms", body)
         view = host.client.post(f"/v1/vms/{VM}:start")
         self.facts = host.client.get("/v1/host")
-        self.accel = view["process"]["accel"]
         machine = machine_like(
             view,
             self.facts,
@@ -203,23 +199,7 @@ def main() -> int:
             remove(name)
     found = summary(moves)
     show(found)
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    output = options.output or Path(__file__).parent / "results" / f"pause-{stamp}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    about = {
-        "bench": "pause",
-        "time": stamp,
-        "sterna": __version__,
-        "machine": {
-            "cpus": os.cpu_count(),
-            "kernel": platform.release(),
-            "qemu": bench.facts["qemu"]["version"],
-            "accel": bench.accel,
-        },
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
-    }
-    output.write_text(json.dumps({**about, **found, "moves": moves}, indent=2) + "\n")
-    print(f"written to {output}")
+    figures.write("pause", bench.facts, options, {**found, "moves": moves})
     return 1 if options.check and not all(found["kept"].values()) else 0
 
 
