@@ -121,7 +121,8 @@ def _logging(send: Send, scope: Scope, began: float) -> Send:
         if message["type"] == "http.response.start":
             status = message["status"]
             took = 1000 * (clock.monotonic() - began)
-            level = logging.DEBUG if scope["method"] in ("GET", "HEAD") else logging.INFO
+            is_everyday = scope["method"] in ("GET", "HEAD") or "/files/" in scope["path"]
+            level = logging.DEBUG if is_everyday else logging.INFO
             log.log(level, "%s %s: %d in %.0f ms", scope["method"], scope["path"], status, took)
         await send(message)
 

@@ -85,3 +85,13 @@ class Take:
 
     vm_id: str
     epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileCheck:
+    """Target to source: whether a file that was sent reads the same on the target's storage."""
+
+    __pydantic_config__ = STRICT
+
+    state: Literal["checking", "same", "differs"]
+    checked: int = 0  # bytes read back so far

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from sterna.errors import (
+    BaseDiffers,
     Failed,
     NoRoom,
     QMPError,
@@ -121,6 +122,11 @@ class Berth:
             path = pools.volume_path(volume.pool, volume.volume)
             if path.exists():
                 raise VolumeExists(path=path, pool=volume.pool, volume=volume.volume)
+        for file in reservation.files:
+            place = file.place
+            path = pools.volume_path(place.pool, place.volume)
+            if file.is_base and path.exists() and path.stat().st_size != file.size:
+                raise BaseDiffers(volume=place, host=self.host, vm=reservation.spec.name)
 
     def _room(self, reservation: Reservation, facts: HostFacts) -> None:
         room: dict[str, int] = {}
@@ -157,12 +163,6 @@ class Berth:
     def record(self, reservation: Reservation) -> VMRecord:
         """The record to begin with."""
         known = self._vms.by_id(reservation.spec.id)
-        pools = self._vms.launcher.pools
-        templates = [
-            file.place
-            for file in reservation.files
-            if file.is_base and not pools.volume_path(file.place.pool, file.place.volume).exists()
-        ]
         return VMRecord(
             spec=reservation.spec,
             ownership=Ownership(
@@ -178,7 +178,7 @@ class Berth:
             checkpoints=reservation.checkpoints,
             at=reservation.at,
             saved=reservation.saved,
-            made=(*self._wanted(reservation), *templates),
+            made=tuple(self._wanted(reservation)),
         )
 
     def write_nvram(self, reservation: Reservation) -> None:
@@ -270,11 +270,24 @@ class Berth:
     async def clear(self, vm: VM) -> None:
         """Remove what was made for a VM that will not lie here: QEMU, files. May be repeated."""
         await vm.quit()
+        templates = self._templates_but_of(vm)
         for file in vm.record.made:
+            if file in templates:  # it came with this VM, and another one uses it now
+                continue
             await self._vms.launcher.pools.delete_volume(file.pool, file.volume)
         self._vms.launcher.remove_files(vm.record.spec)
         if vm.record.made:
             await vm.write(made=())
+
+    def _templates_but_of(self, vm: VM) -> frozenset[Volume]:
+        """What the disks of all other VMs here rest on, of those too that are about to come."""
+        return frozenset(
+            Volume(pool=disk.pool, volume=one.volume)
+            for other in self._vms.all()
+            if other is not vm and other.is_here
+            for disk in other.record.spec.disks
+            for one in disk.base
+        )
 
 
 def opened(status: ReservationStatus, found: ReservationStatus) -> ReservationStatus:

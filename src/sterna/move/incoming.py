@@ -23,10 +23,12 @@ from sterna.errors import (
     TargetLost,
     VMDamaged,
 )
+from sterna.host.parts import Parts
 from sterna.model.host import HostFacts
 from sterna.model.move import Check, Severity
 from sterna.model.reservation import Reservation, ReservationStatus
 from sterna.model.vm import OwnershipState
+from sterna.move.arriving import ArrivingFiles
 from sterna.move.berth import Berth, opened
 from sterna.operations.runner import Job
 from sterna.vms.machine import VM
@@ -50,6 +52,7 @@ class Arrival:
     reservation: Reservation
     vm: VM
     status: ReservationStatus
+    files: ArrivingFiles
     is_open: bool = False  # its QEMU has been started
     heard: float = field(default_factory=clock.monotonic)
     decided: asyncio.Event = field(default_factory=asyncio.Event)
@@ -61,6 +64,7 @@ class Incoming:
 
     def __init__(self, vms: VMs, gather: Callable[[], Awaitable[HostFacts]]) -> None:
         self._vms = vms
+        self.parts = Parts(vms.launcher.pools, host=vms.config.name)
         self._berth = Berth(vms)
         self._gather = gather
         self._admission = asyncio.Lock()
@@ -121,6 +125,7 @@ class Incoming:
             if arrival.decided.is_set() or arrival.is_open:
                 return arrival.status
             try:
+                await arrival.files.place()
                 await self._berth.make_tops(arrival.vm, arrival.reservation)
                 found = await self._berth.listen(arrival.vm, arrival.reservation)
             except BaseException as error:
@@ -158,6 +163,7 @@ class Incoming:
             reservation,
             vm,
             ReservationStatus(operation=reservation.operation, state=OwnershipState.RESERVED),
+            ArrivingFiles(vm, reservation, self.parts),
         )
         self._vms.adopt(vm)
         self._arrivals[reservation.operation] = arrival
@@ -224,6 +230,14 @@ class Incoming:
         arrival.heard = clock.monotonic()
         return arrival.status
 
+    def files(self, operation: str) -> ArrivingFiles:
+        """The files of a reservation that is open still; asking renews it."""
+        status = self.status(operation)
+        if status.state is not OwnershipState.RESERVED:
+            reason = status.reason or "this reservation has been decided already"
+            raise TargetLost(target=self.host, reason=reason)
+        return self._arrivals[operation].files
+
     async def answers(self, operation: str) -> bool:
         """Whether the QEMU that waits for the VM answers, or is at least busy loading it."""
         arrival = self._arrivals.get(operation)
@@ -253,10 +267,10 @@ class Incoming:
             return await self._take(arrival, arrived)
 
     async def _not_loaded(self, arrival: Arrival) -> str | None:
-        """Why the VM cannot run here; None if QEMU has loaded all of it."""
+        """Why the VM cannot run here; None if all of it is."""
         vm = arrival.vm
         if not arrival.reservation.live:
-            return None
+            return await self._not_placed(arrival)
         if not arrival.is_open:
             return "its QEMU was never started here"
         try:
@@ -270,6 +284,14 @@ class Incoming:
         except SternaError as error:
             if vm.process is not None and vm.process.is_alive:
                 raise  # not known now: the source asks again
+            return error.message
+        return None
+
+    async def _not_placed(self, arrival: Arrival) -> str | None:
+        """Put the files of a VM that is off where they belong; why that cannot be done."""
+        try:
+            await arrival.files.place()
+        except SternaError as error:
             return error.message
         return None
 
@@ -367,6 +389,7 @@ class Incoming:
         )
         vm.doing = "being cleared away"
         try:
+            await arrival.files.close()
             await self.clear(vm)
         finally:
             vm.doing = ""

@@ -6,6 +6,7 @@ only when the request has certainly not reached the peer.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx2
@@ -15,12 +16,15 @@ from sterna.errors import HostUnknown, HostUnreachable, SternaError, from_proble
 from sterna.model import edge
 from sterna.model.host import HostFacts
 from sterna.model.move import Check
-from sterna.model.reservation import Reservation, ReservationStatus, Take
+from sterna.model.reservation import FileCheck, Reservation, ReservationStatus, Take
 from sterna.security import identity
+from sterna.units import KIB
 
 ANSWER_S = 5.0  # a daemon that is well answers in milliseconds
 PROBE_S = 0.9  # a question that is asked while a guest may be standing still
 RESERVE_S = 60.0  # it starts a QEMU, on a busy host
+CHUNK_S = 35.0  # without progress; the daemon gives a body 30 s
+PIECE = 256 * KIB  # of a body that is encrypted at once: other requests get their turn between
 
 # Raised before a single byte of the request was sent.
 _NOT_DELIVERED = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
@@ -29,10 +33,13 @@ _NOT_DELIVERED = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout
 class Peer:
     """Client of one other host's daemon."""
 
-    def __init__(self, name: str, url: str, http: httpx2.AsyncClient) -> None:
+    def __init__(
+        self, name: str, url: str, http: httpx2.AsyncClient, bulk: httpx2.AsyncClient | None = None
+    ) -> None:
         self.name = name
         self.url = url
         self._http = http
+        self._bulk = bulk or http  # connections of files, which questions must not wait for
 
     async def facts(self) -> HostFacts:
         """What that host has."""
@@ -80,14 +87,45 @@ class Peer:
         body = {"vm_id": vm_id, "epoch": epoch}
         return self._status(await self._ask("POST", path, body))
 
+    # ---- files -----------------------------------------------------------------------------
+
+    async def held(self, operation: str, n: int, first: int) -> bytes:
+        """The digests of what it has of file `n`, from chunk `first` on, as many as it tells."""
+        path = f"/v1/peer/reservations/{operation}/files/{n}?first={first}"
+        return (await self._send(self._bulk, "GET", path, CHUNK_S)).content
+
+    async def put(self, operation: str, n: int, chunk: int, blocks: int, data: bytes) -> None:
+        """Give it one chunk: `data` are its `blocks`, the others are zero. May be repeated."""
+        path = f"/v1/peer/reservations/{operation}/files/{n}/chunks/{chunk}?blocks={blocks:x}"
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for offset in range(0, len(data), PIECE):
+                yield data[offset : offset + PIECE]
+
+        headers = {"Content-Length": str(len(data)), "Content-Type": "application/octet-stream"}
+        await self._send(self._bulk, "PUT", path, CHUNK_S, content=pieces(), headers=headers)
+
+    async def finish(self, operation: str, n: int, root: str) -> FileCheck:
+        """Ask it to read file `n` back; it answers what it knows after a moment. May be repeated."""
+        path = f"/v1/peer/reservations/{operation}/files/{n}:finish"
+        answer = await self._send(self._bulk, "POST", path, CHUNK_S, json={"root": root})
+        return edge.parse(FileCheck, self._json(answer), f"answer of {self.name}")
+
+    # ---- how -------------------------------------------------------------------------------
+
     def _status(self, body: Any) -> ReservationStatus:
         return edge.parse(ReservationStatus, body, f"answer of {self.name}")
 
     async def _ask(
         self, method: str, path: str, body: Any = None, timeout_s: float = ANSWER_S
     ) -> Any:
+        return self._json(await self._send(self._http, method, path, timeout_s, json=body))
+
+    async def _send(
+        self, http: httpx2.AsyncClient, method: str, path: str, timeout_s: float, **body: Any
+    ) -> httpx2.Response:
         try:
-            response = await self._http.request(method, path, json=body, timeout=timeout_s)
+            response = await http.request(method, path, timeout=timeout_s, **body)
         except (httpx2.HTTPError, OSError) as error:
             unreachable = HostUnreachable(
                 peer=self.name, url=self.url, reason=str(error) or type(error).__name__
@@ -96,6 +134,9 @@ class Peer:
             raise unreachable from error
         if response.is_error:
             raise from_problem(_problem(response))
+        return response
+
+    def _json(self, response: httpx2.Response) -> Any:
         try:
             return response.json()
         except ValueError as error:
@@ -135,15 +176,18 @@ class Peers:
                     host=self._config.name, peer=name, known=", ".join(self.names) or "none"
                 )
             token = identity.read_token(self._config.token_file)
-            client = httpx2.AsyncClient(
-                base_url=entry.url,
-                verify=identity.peer_context(entry.certificate),
-                headers={"Authorization": f"Bearer {token}"},
-                trust_env=False,
-                limits=httpx2.Limits(max_connections=8, keepalive_expiry=60),
-            )
-            self._clients.append(client)
-            self._open[name] = Peer(name, entry.url, client)
+            clients = [
+                httpx2.AsyncClient(
+                    base_url=entry.url,
+                    verify=identity.peer_context(entry.certificate),
+                    headers={"Authorization": f"Bearer {token}"},
+                    trust_env=False,
+                    limits=httpx2.Limits(max_connections=8, keepalive_expiry=60),
+                )
+                for _ in range(2)
+            ]
+            self._clients += clients
+            self._open[name] = Peer(name, entry.url, *clients)
         return self._open[name]
 
     async def close(self) -> None:

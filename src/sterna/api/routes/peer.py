@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Request
+from fastapi import APIRouter, Body, Request, Response
 
+from sterna.errors import BadSpec
 from sterna.model import edge
 from sterna.model.reservation import Reservation, Take
 
@@ -67,3 +68,34 @@ async def refuse(
         operation, str(body.get("vm_id")), int(body.get("epoch", 0)), "its source gave the move up"
     )
     return dict(edge.dump(answer))
+
+
+@router.get("/reservations/{operation}/files/{n}")
+async def digests(request: Request, operation: str, n: int, first: int = 0) -> Response:
+    """What is here of a file: 32 bytes for each chunk, from chunk `first` on, as many as come at once."""
+    files = request.app.state.services.incoming.files(operation)
+    return Response(await files.digests(n, first), media_type="application/octet-stream")
+
+
+@router.put("/reservations/{operation}/files/{n}/chunks/{chunk}", status_code=204)
+async def put(request: Request, operation: str, n: int, chunk: int, blocks: str) -> Response:
+    """One chunk of a file: its blocks that are not zero, `blocks` says which, as hexadecimal bits."""
+    files = request.app.state.services.incoming.files(operation)
+    await files.put(n, chunk, _bits(blocks), await request.body())
+    return Response(status_code=204)
+
+
+@router.post("/reservations/{operation}/files/{n}:finish")
+async def finish(
+    request: Request, operation: str, n: int, body: Annotated[dict[str, Any], Body()]
+) -> dict[str, Any]:
+    """All chunks are sent: read the file back. "checking" means: ask again."""
+    files = request.app.state.services.incoming.files(operation)
+    return dict(edge.dump(await files.finish(n, str(body.get("root")))))
+
+
+def _bits(blocks: str) -> int:
+    try:
+        return int(blocks, 16)
+    except ValueError as error:
+        raise BadSpec(where="blocks", reason="not a hexadecimal number") from error
