@@ -119,12 +119,6 @@ class FileCopyFailed(Failed):
     hint = "Look at the storage of both; it may be tried again at any time"
 
 
-class ImageInUse(Refused):
-    code = "image.in-use"
-    text = "{path} is in use by another program: {reason}"
-    hint = "Find it with: lsof {path}"
-
-
 class FileUnreadable(Failed):
     code = "file.unreadable"
     text = "{path} on {host} cannot be read: {reason}"

@@ -174,9 +174,7 @@ class StorageMove:
     async def _reserve(self, undo: Undo, executor: ThreadPoolExecutor) -> None:
         self.job.phase = Phase.RESERVE
         async with self.job.step("reserve") as step, self._timed(Phase.RESERVE):
-            lacking = [
-                item for item in self.plan.templates if not await self._has(item, executor)
-            ]
+            lacking = [item for item in self.plan.templates if not await self._has(item, executor)]
             made = (*self.plan.new, *(item.target for item in lacking))
             for volume in made:
                 if (path := self.pools.volume_path(volume.pool, volume.volume)).exists():

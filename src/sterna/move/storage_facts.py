@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 
-from sterna.errors import ImageInUse, SternaError
+from sterna.errors import SternaError
 from sterna.host.registry import Pools
 from sterna.model.disk import Volume
 from sterna.model.vm import VMRecord
@@ -32,13 +33,16 @@ async def gather(vm: VM, vms: VMs, plan: Plan) -> Facts:
     sizes = await asyncio.to_thread(
         _sizes, known, [one for one in sources | targets if one.pool in usable]
     )
+    locked: frozenset[Volume] = frozenset()
+    if vm.process is None:
+        locked = await asyncio.to_thread(_locked, record, plan, known)
     return Facts(
         host=vms.config.name,
         pools=pools,
         sizes=sizes,
         virtual=await _virtual(plan, known, sizes),
         users=_users(vm, vms, plan.leaving),
-        locked={} if vm.process is not None else await _locked(record, plan, known, sizes),
+        locked=locked,
         base_differs=frozenset(
             item.target
             for item in plan.templates
@@ -87,18 +91,16 @@ def _users(vm: VM, vms: VMs, volumes: Iterable[Volume]) -> dict[Volume, str]:
     return found
 
 
-async def _locked(
-    record: VMRecord, plan: Plan, pools: Pools, sizes: dict[Volume, tuple[int, int]]
-) -> dict[Volume, str]:
-    """Images of a VM that is off and that somebody writes to all the same."""
-    found: dict[Volume, str] = {}
-    for one in plan.relocations:
-        for part in chain.own_images(record, one.disk):
-            volume = Volume(pool=one.disk.pool, volume=part.volume)
-            if volume in sizes:
-                try:
-                    path = pools.volume_path(volume.pool, volume.volume)
-                    await image.require_free(path, part.format)
-                except ImageInUse as error:
-                    found[volume] = str(error.facts["reason"])
-    return found
+def _locked(record: VMRecord, plan: Plan, pools: Pools) -> frozenset[Volume]:
+    """Images of a VM that is off and that somebody has open all the same."""
+    volumes = {
+        Volume(pool=one.disk.pool, volume=part.volume)
+        for one in plan.relocations
+        for part in chain.own_images(record, one.disk)
+    }
+    found = set()
+    for volume in volumes:
+        with contextlib.suppress(OSError, SternaError):  # not there: another check says so
+            if image.is_in_use(pools.volume_path(volume.pool, volume.volume)):
+                found.add(volume)
+    return frozenset(found)

@@ -166,7 +166,7 @@ class Facts:
     sizes: Mapping[Volume, tuple[int, int]]  # of files that are there: length, room it takes
     virtual: Mapping[str, int]  # disk -> bytes that its guest sees
     users: Mapping[Volume, str]  # files that another VM uses too -> its name
-    locked: Mapping[Volume, str]  # files that another program has open -> what QEMU says
+    locked: frozenset[Volume]  # images that another program has open
     base_differs: frozenset[Volume] = frozenset()  # templates of that name with another size
 
 
@@ -289,11 +289,11 @@ def use(q: Question) -> Iterator[Check]:
                 f"{volume} is used by {other} too",
                 f"Give each its own disk; see: sterna vm show {other}",
             )
-        if reason := q.facts.locked.get(volume):
+        if volume in q.facts.locked:
             yield _blocker(
                 "storage.disk-locked",
-                f"{volume} is in use by another program: {reason}",
-                "End that program; find it with lsof",
+                f"{q.name} is off, but another program has {volume} open",
+                "End that program; find it with: lsof",
             )
 
 
