@@ -22,6 +22,8 @@ from sterna import __version__, clock, config, log
 from sterna.api.app import build
 from sterna.api.serve import serve
 from sterna.api.services import Services
+from sterna.checkpoint.service import Checkpoints
+from sterna.checkpoint.settle import settlers
 from sterna.config import Config
 from sterna.errors import BadConfig, SternaError
 from sterna.host import inventory
@@ -56,6 +58,7 @@ class Daemon:
         self.vms = VMs(settings, launcher, self.runner)
         self.peers = Peers(settings)
         self.incoming = Incoming(self.vms, self.facts)
+        self.checkpoints = Checkpoints(self.vms)
         self.moves = Moves(self.vms, self.peers, self.facts)
 
     async def facts(self) -> HostFacts:
@@ -96,9 +99,12 @@ class Daemon:
 
     async def start(self) -> None:
         """Bring switches and VMs back to what their records say; then the API may answer."""
-        recovery = Recovery(self.vms, self.peers, self.incoming)
+        recovery = Recovery(
+            self.vms, self.peers, self.incoming, settlers(self.vms, self.checkpoints)
+        )
         await recovery.run()
         self.runner.background(self.vms.kept.janitor(), "delete kept copies that have expired")
+        self.runner.background(self.incoming.parts.janitor(), "delete parts of files of old moves")
 
     def services(self) -> Services:
         """What the API serves."""
@@ -113,6 +119,7 @@ class Daemon:
             kept=self.vms.kept,
             operations=self.runner,
             moves=self.moves,
+            checkpoints=self.checkpoints,
             storage_moves=StorageMoves(self.vms),
             incoming=self.incoming,
         )
@@ -191,6 +198,7 @@ async def run(settings: Config) -> None:
             logger.info("stopping; guests run on")
             await daemon.runner.close()
     finally:
+        daemon.incoming.parts.close()
         await daemon.peers.close()
         await daemon.runner.journal.close()
 

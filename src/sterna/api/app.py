@@ -9,11 +9,21 @@ from fastapi import FastAPI
 from sterna import __version__
 from sterna.api import problems
 from sterna.api.access import Gate
-from sterna.api.routes import disks, events, operations, peer, pools, root, switches, vms
+from sterna.api.routes import (
+    checkpoints,
+    disks,
+    events,
+    operations,
+    peer,
+    pools,
+    root,
+    switches,
+    vms,
+)
 from sterna.api.services import Services
 from sterna.api.views import Problem
 
-PUBLIC = (root, vms, switches, pools, disks, operations, events)
+PUBLIC = (root, vms, checkpoints, switches, pools, disks, operations, events)
 SCHEMA = "/v1/openapi.json"
 DESCRIPTION = (
     "Hosts, VMs and moves. Long work is an operation: 202, Location, then /v1/operations/{id}. "

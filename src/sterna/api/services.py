@@ -8,6 +8,7 @@ from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, Request
 
+from sterna.model.checkpoint import ApplyWishes, CheckpointWishes
 from sterna.model.host import HostFacts, Pool, PoolFacts, Switch, SwitchFacts
 from sterna.model.move import MoveWishes, StorageWishes
 from sterna.model.operation import Operation
@@ -60,6 +61,19 @@ class StorageMoves(Protocol):
     async def begin(self, ref: str, wishes: StorageWishes) -> Operation: ...
 
 
+class Checkpoints(Protocol):
+    """Checkpoints and saved states; `ref` is a VM's name or id."""
+
+    def list(self, ref: str) -> Sequence[JSON]: ...
+    def create(self, ref: str, wishes: CheckpointWishes) -> Operation: ...
+    async def apply(self, ref: str, name: str, wishes: ApplyWishes) -> Operation: ...
+    async def rename(self, ref: str, name: str, new: str) -> JSON: ...
+    def delete(self, ref: str, name: str, *, subtree: bool) -> Operation: ...
+    def save(self, ref: str) -> Operation: ...
+    def restore(self, ref: str) -> Operation: ...
+    async def discard(self, ref: str) -> JSON: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     name: str  # of this host
@@ -73,6 +87,7 @@ class Services:
     moves: Moves
     storage_moves: StorageMoves
     kept: Kept | None = None
+    checkpoints: Checkpoints | None = None
     incoming: Any = None  # what routes/peer.py serves
 
 

@@ -53,7 +53,20 @@ class VMView(View):
     console: str = Field(description="Unix socket of its serial console on its host")
     vnc: str = Field(description="Unix socket of its screen on its host")
     notes: list[str]
+    checkpoints: list[str] = Field(description="Their names, parents before children")
+    at: str = Field(description="Checkpoint that it goes on from now; empty: none")
+    saved: Any = Field(description="Saved state that it goes on from when started; null: none")
     damaged: Any = Field(description="What is wrong with its record; null: nothing")
+
+
+class CheckpointView(View):
+    id: str
+    name: str
+    created: str
+    parent: str = Field(description="Name of the one before it; empty: none")
+    is_current: bool = Field(description="The VM goes on from it now")
+    memory: Any = Field(description="Where its memory is; null: disks only")
+    disks: dict[str, str] = Field(description="The frozen image of each disk, a file in its pool")
 
 
 class SwitchView(View):

@@ -13,7 +13,9 @@ from sterna.cli.values import duration
 if TYPE_CHECKING:
     from sterna.client import Client
 
-KINDS = click.Choice(["move", "receive", "stop", "storage-move"])
+KINDS = click.Choice(
+    ["move", "receive", "stop", "storage-move", "checkpoint", "apply", "merge", "save", "restore"]
+)
 STATES = click.Choice(
     ["queued", "running", "cancelling", "unknown", "succeeded", "warned", "failed", "cancelled", "partial"]
 )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sterna.cli import complete
+from sterna.cli.checkpoint import checkpoint, follow_to_end
 from sterna.cli.command import Settings, command, group
 from sterna.cli.values import disk, duration, nic, size
 
@@ -18,6 +19,7 @@ vm = group(
     "sterna vm list",
     "sterna vm show web -o json",
 )
+vm.add_command(checkpoint)
 the_vm = click.argument("name", metavar="VM", shell_complete=complete.vms)
 CANCELLED = 7  # DESIGN: exit codes
 FILE = click.Path()  # completes names of files; whether one is there is found out later
@@ -120,9 +122,16 @@ def _act(settings: Settings, name: str, action: str, done: str) -> None:
 @command(vm, "start", "sterna vm start web")
 @the_vm
 @click.pass_obj
-def start(settings: Settings, name: str) -> None:
-    """Start a VM that is off."""
+def start(settings: Settings, name: str) -> int:
+    """Start a VM that is off; one that was saved goes on from there."""
+    from sterna.cli.output import note  # noqa: PLC0415 - start-up time
+    from sterna.client import segment  # noqa: PLC0415
+
+    if settings.client().get(f"/v1/vms/{segment(name)}").get("saved"):
+        note(f"{name} was saved and goes on from there")
+        return _operate(settings, name, "restore", detach=False)
     _act(settings, name, "start", "started")
+    return 0
 
 
 @command(vm, "pause", "sterna vm pause web")
@@ -172,6 +181,55 @@ def stop(settings: Settings, name: str, force: bool, timeout: float, detach: boo
         if detach:
             return follow.detached(settings, operation)
         return follow.to_end(settings, client, operation, interrupts)
+
+
+def _operate(settings: Settings, name: str, action: str, detach: bool) -> int:
+    from sterna.client import segment  # noqa: PLC0415 - start-up time
+
+    path = f"/v1/vms/{segment(name)}:{action}"
+    return follow_to_end(settings, lambda client: client.post(path), detach)
+
+
+@command(vm, "save", "sterna vm save web")
+@the_vm
+@click.option("--detach", is_flag=True, help="Print the operation's id and do not wait.")
+@click.pass_obj
+def save(settings: Settings, name: str, detach: bool) -> int:
+    """Write the memory of a VM into a file and switch it off, to go on later."""
+    return _operate(settings, name, "save", detach)
+
+
+@command(vm, "restore", "sterna vm restore web")
+@the_vm
+@click.option("--detach", is_flag=True, help="Print the operation's id and do not wait.")
+@click.pass_obj
+def restore(settings: Settings, name: str, detach: bool) -> int:
+    """Let a saved VM go on; `sterna vm start` does the same."""
+    return _operate(settings, name, "restore", detach)
+
+
+@command(vm, "discard", "sterna vm discard web", "sterna vm discard web --yes")
+@the_vm
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def discard(settings: Settings, name: str, yes: bool) -> int:
+    """Throw the saved state of a VM away; it boots when it is started."""
+    from sterna.cli import vm_view  # noqa: PLC0415 - start-up time
+    from sterna.cli.output import note  # noqa: PLC0415
+    from sterna.client import segment  # noqa: PLC0415
+    from sterna.errors import Unconfirmed  # noqa: PLC0415
+
+    client = settings.client()
+    if not yes:
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise Unconfirmed(action=f"throwing the saved state of {name} away")
+        client.get(f"/v1/vms/{segment(name)}")  # nobody is asked about a VM that is not there
+        if not click.confirm(f"Throw the memory of {name} away?", err=True):
+            note("nothing was changed")
+            return CANCELLED
+    view = client.post(f"/v1/vms/{segment(name)}:discard")
+    vm_view.changed(settings, view, "discarded the saved state of")
+    return 0
 
 
 @command(vm, "console", "sterna vm console web")

@@ -21,12 +21,17 @@ def many(settings: Settings, views: list[dict[str, Any]]) -> None:
     for view in views:
         spec = view.get("spec") or {}
         rows.append((
-            view["name"], view["state"], view.get("host"), spec.get("vcpus"),
+            view["name"], shown_state(view), view.get("host"), spec.get("vcpus"),
             format_size(spec["memory"]) if spec.get("memory") else "",
             len(spec.get("disks") or ()), len(spec.get("nics") or ()), view.get("operation"),
         ))  # fmt: skip
     headers = ("NAME", "STATE", "HOST", "VCPUS", "MEMORY", "DISKS", "NICS", "OPERATION")
     table(headers, rows, right=(3, 4, 5, 6))
+
+
+def shown_state(view: Mapping[str, Any]) -> str:
+    """A VM that is off and goes on from a saved state is called saved."""
+    return "saved" if view["state"] == "off" and view.get("saved") else str(view["state"])
 
 
 def one(settings: Settings, view: Mapping[str, Any]) -> None:
@@ -39,7 +44,7 @@ def one(settings: Settings, view: Mapping[str, Any]) -> None:
     fields([
         ("name", view["name"]),
         ("id", view.get("id")),
-        ("state", view["state"]),
+        ("state", shown_state(view)),
         ("host", view.get("host")),
         ("damaged", _damaged(view.get("damaged"))),
         ("operation", view.get("operation")),
@@ -50,6 +55,9 @@ def one(settings: Settings, view: Mapping[str, Any]) -> None:
         ("boot", _boot(spec.get("boot"))),
         ("disks", [_disk(disk) for disk in spec.get("disks") or ()]),
         ("nics", [_nic(nic) for nic in spec.get("nics") or ()]),
+        ("checkpoints", ", ".join(view.get("checkpoints") or ())),
+        ("at", view.get("at")),
+        ("saved", _saved(view.get("saved"))),
         ("console", view.get("console")),
         ("vnc", view.get("vnc")),
         ("process", f"pid {process['pid']}, {process.get('accel')}" if process else ""),
@@ -64,13 +72,19 @@ def changed(settings: Settings, view: Mapping[str, Any], done: str) -> None:
     if settings.is_json:
         document(view)
     else:
-        line(printable(f"{done} {view['name']}, it is {view['state']}"))
+        line(printable(f"{done} {view['name']}, it is {shown_state(view)}"))
 
 
 def _damaged(value: Any) -> Any:
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {item}" for key, item in value.items())
     return value
+
+
+def _saved(state: Mapping[str, Any] | None) -> str:
+    if not state:
+        return ""
+    return f"{format_size(state['size'])} in {state['volume']} of pool {state['pool']}"
 
 
 def _boot(boot: Mapping[str, Any] | None) -> str:

@@ -18,6 +18,7 @@ import contextlib
 import logging
 import os
 import signal
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sterna import clock
@@ -48,10 +49,18 @@ log = logging.getLogger(__name__)
 class Recovery:
     """Settles what a former life of this daemon left open."""
 
-    def __init__(self, vms: VMs, peers: Peers, incoming: Incoming) -> None:
+    def __init__(
+        self,
+        vms: VMs,
+        peers: Peers,
+        incoming: Incoming,
+        settlers: Mapping[str, Callable[[Operation], Any]] | None = None,
+    ) -> None:
+        """`settlers`: by the kind of operation, the work that ends one of a former life."""
         self._vms = vms
         self._peers = peers
         self._incoming = incoming
+        self._settlers = settlers or {}
         self._open: dict[str, Operation] = {}
 
     async def run(self) -> None:
@@ -108,6 +117,8 @@ class Recovery:
     # ---- one state each --------------------------------------------------------------------
 
     async def _owned(self, vm: VM) -> None:
+        if vm.record.saved is not None and vm.process is not None:
+            await vm.quit()  # it was being saved or restored: its guest has not run since
         moving = vm.record.moving
         operation = moving or vm.record.ownership.operation
         if moving and vm.process is not None:
@@ -299,6 +310,9 @@ class Recovery:
 
     def _settle_rest(self, operation: Operation) -> None:
         """An operation whose VM tells nothing about it: it was undone, or never began."""
+        if settler := self._settlers.get(operation.kind):
+            self._vms.runner.resume(operation, settler(operation))
+            return
 
         async def work(_job: Job) -> dict[str, Any]:
             if operation.kind == "move":

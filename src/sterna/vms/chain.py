@@ -56,3 +56,10 @@ def own_files(record: VMRecord) -> tuple[Volume, ...]:
     files += [one.memory.place for one in record.checkpoints if one.memory is not None]
     files += [record.saved.place] if record.saved is not None else []
     return tuple(dict.fromkeys(files))
+
+
+def pools(record: VMRecord) -> frozenset[str]:
+    """The pools that hold anything of the VM's."""
+    return frozenset(
+        [*(disk.pool for disk in record.spec.disks), *(file.pool for file in own_files(record))]
+    )

@@ -198,6 +198,10 @@ class VM:
         """Continue the vCPUs if this host owns the VM and its user did not pause it."""
         if self.record.ownership.state is not OwnershipState.OWNED:
             raise VMStartFailed(vm=self.name, reason="it is not owned here", log=self.paths.log)
+        if self.record.saved is not None:  # what it saved must stay true of its disks
+            raise VMStartFailed(
+                vm=self.name, reason="its saved state was not loaded", log=self.paths.log
+            )
         self.status = await self.qmp.query_status()
         if self.status in _STANDING and not self.record.paused:
             await self.qmp.cont()

@@ -41,7 +41,7 @@ from sterna.model.vm import (
 )
 from sterna.operations.runner import Job, Runner
 from sterna.qemu import image
-from sterna.vms import chain
+from sterna.vms import chain, saved
 from sterna.vms.kept import Kept
 from sterna.vms.launch import Launcher
 from sterna.vms.machine import VM
@@ -143,6 +143,9 @@ class VMs:
                 "console": "",
                 "vnc": "",
                 "notes": [],
+                "checkpoints": [],
+                "at": "",
+                "saved": None,
                 "damaged": {"path": str(damaged.path), "reason": damaged.reason},
             }
             for damaged in self.damaged
@@ -260,13 +263,17 @@ class VMs:
             pass
 
     async def start(self, ref: str) -> dict[str, Any]:
-        """Boot a VM that is off."""
+        """Boot a VM that is off; one with a saved state goes on from there."""
         vm = self.get(ref)
         self._require(vm, RunState.OFF, "start", f"See: sterna vm show {vm.name}")
         self.require_idle(vm)
         with vm.lease("starting"):
             for nic in vm.record.spec.nics:
                 self.launcher.switches.require(nic.switch, nic.vlan)
+            if vm.record.saved is not None:
+                await saved.go_on(vm, self.launcher, self.kept)
+                log.info("VM %s goes on from its saved state", vm.name)
+                return view(vm, self.config.name)
             await vm.write(paused=False)
             await self.launcher.launch(vm)
             try:

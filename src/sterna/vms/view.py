@@ -6,6 +6,7 @@ from typing import Any
 
 from sterna.model import edge
 from sterna.model.vm import RunState
+from sterna.vms import chain
 from sterna.vms.machine import VM
 
 
@@ -26,6 +27,9 @@ def view(vm: VM, host: str) -> dict[str, Any]:
         "console": str(vm.paths.serial) if runs else "",
         "vnc": str(vm.paths.vnc) if runs and vm.record.spec.graphics else "",
         "notes": list(vm.record.notes),
+        "checkpoints": [one.name for one in vm.record.checkpoints if not one.hidden],
+        "at": next((one.name for one in chain.line(vm.record, vm.record.at) if not one.hidden), ""),
+        "saved": edge.dump(vm.record.saved) if vm.record.saved else None,
         "damaged": None,
         "created": vm.record.created,
         "is_stopped_by_user": vm.record.paused and vm.state is RunState.PAUSED,

@@ -1,0 +1,1 @@
+"""Points in time of a VM to go back to, and states that it goes on from."""

@@ -1,0 +1,131 @@
+"""Going back to a checkpoint: new, empty images over its own, and its memory if it has one.
+
+Promises: all that can be checked is checked before the VM is touched; the checkpoint itself stays
+as it is, for the next time. Going back is one write of the record: the new tops, and the
+checkpoint's memory as the state that the VM goes on from. Before it all is as it was (but for a VM
+that was cut off), after it the VM is at the checkpoint, whatever dies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sterna.checkpoint import tree
+from sterna.checkpoint.create import make_overlay, new_volume
+from sterna.checkpoint.merge import Merger
+from sterna.errors import AppliedButOff, CheckpointDamaged, SavedStateForeign, SternaError
+from sterna.model.disk import Checkpoint, Image, Volume
+from sterna.model.move import Phase
+from sterna.move.undo import Undo
+from sterna.operations.runner import Job
+from sterna.vms import saved
+from sterna.vms.machine import VM
+from sterna.vms.service import VMs
+
+
+async def require_usable(vms: VMs, vm: VM, checkpoint: Checkpoint) -> None:
+    """Its memory can be gone on from here. Raises SavedStateForeign, CheckpointDamaged."""
+    state, launcher = checkpoint.memory, vms.launcher
+    if state is None:
+        return
+    if state.accel != launcher.accel:
+        raise SavedStateForeign(
+            what=f"the memory of checkpoint {checkpoint.name}",
+            vm=vm.name,
+            made=state.accel,
+            here=launcher.accel,
+            host=launcher.host,
+            fix="or go back to its disks alone with --no-memory",
+        )
+    path, reason = await saved.damage(state, launcher)
+    if reason:
+        raise CheckpointDamaged(vm=vm.name, checkpoint=checkpoint.name, path=path, reason=reason)
+
+
+class Applying:
+    """One VM going back, whose lease the caller holds."""
+
+    def __init__(
+        self, vms: VMs, vm: VM, job: Job, checkpoint: Checkpoint, *, with_memory: bool
+    ) -> None:
+        self._vms = vms
+        self._vm = vm
+        self._job = job
+        self.undo = Undo(job)
+        self._checkpoint = checkpoint
+        self._memory = checkpoint.memory if with_memory else None
+        self._disks = [disk for disk in tree.writable(vm.record) if disk.name in checkpoint.images]
+        self._overlays = {disk.name: new_volume(vm.name, disk, job.id[:8]) for disk in self._disks}
+
+    async def run(self) -> dict[str, Any]:
+        """The report of a success. Raises AppliedButOff if it could not be started from there."""
+        vm, job, name = self._vm, self._job, self._checkpoint.name
+        if self._memory is not None:
+            async with job.step("check") as step:
+                await require_usable(self._vms, vm, self._checkpoint)
+                step.say("its memory is what was written")
+        was_running = vm.process is not None
+        undo = self.undo
+        async with undo:
+            job.phase = Phase.DISKS
+            async with job.step("disks") as step:
+                undo.push("remove the files that were made", self._clear)
+                await self._make_files()
+                with job.uncancellable():
+                    await vm.quit()
+                    await vm.write(**self._gone_back())
+                    undo.dismiss()
+                    await self._clear()
+                step.say(f"the disks of {vm.name} are as they were at {name}")
+        merger = Merger(vm, self._vms.launcher, self._vms.kept, job)
+        await merger.drop()
+        if self._memory is not None:
+            await self._go_on()
+        await merger.run()  # a deleted checkpoint may have waited for the branch that is gone now
+        how = "runs on from" if vm.process is not None else "is off, at"
+        return {
+            "text": f"{vm.name} {how} checkpoint {name}",
+            "checkpoint": name,
+            "with_memory": self._memory is not None,
+            "was_running": was_running,
+            "runs": vm.process is not None,
+        }
+
+    async def _make_files(self) -> None:
+        made = self._overlays.values()
+        await self._vm.write(made=(*self._vm.record.made, *made))
+        for disk in self._disks:
+            below = self._checkpoint.images[disk.name]
+            await make_overlay(self._vms, self._overlays[disk.name], below)
+
+    def _gone_back(self) -> tree.Changes:
+        record = self._vm.record
+        tops = {name: Image(volume=place.volume) for name, place in self._overlays.items()}
+        old = [Volume(pool=disk.pool, volume=disk.volume) for disk in self._disks]
+        return {
+            **tree.with_tops(record, tops),
+            "at": self._checkpoint.id,
+            "saved": self._memory,
+            "leaving": (*record.leaving, *old, *saved.leaving_state(self._vm)),
+            "made": (),
+            "paused": False,
+        }
+
+    async def _clear(self) -> None:
+        await saved.clear_quietly(
+            self._vm,
+            self._vms.launcher,
+            self._vms.kept,
+            lambda text: self._job.log(text, "warning"),
+        )
+
+    async def _go_on(self) -> None:
+        self._job.phase = Phase.MEMORY
+        try:
+            async with self._job.step("memory") as step:
+                await saved.go_on(self._vm, self._vms.launcher, self._vms.kept)
+                step.say(f"{self._vm.name} goes on from {self._checkpoint.name}")
+        except SternaError as error:
+            raise AppliedButOff(
+                vm=self._vm.name, checkpoint=self._checkpoint.name, reason=error.message
+            ) from error
