@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -281,3 +283,94 @@ def test_what_stands_in_the_way_is_said_before_anything_is_copied(lab, places):
     assert refused(pool="fast") == "storage.file-missing"
     there["vdb"].with_suffix(".away").rename(there["vdb"])
     places.must_be_all()
+
+
+def grow_a_tree(places: Places) -> dict[str, Any]:
+    """Give the disk vda of the VM, which is off, a template below, two checkpoints and a branch."""
+    host, folder = places.host, places.paths[LOCAL_POOL]
+    (record,) = (host.folder / "state" / "vms").glob("*.json")
+    host.stop()
+
+    def image(name: str, below: str = "") -> None:
+        on = ["-b", below, "-F", "qcow2"] if below else ["64M"]
+        subprocess.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", name, *on], cwd=folder, check=True
+        )
+
+    image("template.qcow2", "")
+    write = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 40M 1M", str(folder / "template.qcow2")]
+    subprocess.run(write, check=True, capture_output=True)
+    (folder / "tern-vda.qcow2").unlink()
+    image("tern-vda.qcow2", "template.qcow2")
+    image("tern-vda.2.qcow2", "tern-vda.qcow2")
+    image("tern-vda.3.qcow2", "tern-vda.2.qcow2")
+    image("tern-vda.branch.qcow2", "tern-vda.qcow2")
+    (folder / "tern.memory").write_bytes(os.urandom(3 << 20))
+    data = json.loads(record.read_text())
+    (disk,) = [one for one in data["spec"]["disks"] if one["name"] == "vda"]
+    disk |= {"volume": "tern-vda.3.qcow2", "base": [{"volume": "template.qcow2"}]}
+    memory = {"pool": LOCAL_POOL, "volume": "tern.memory", "size": 3 << 20, "sha256": "0" * 64}
+    points = [("a1", "", "tern-vda.qcow2"), ("b2", "a1", "tern-vda.2.qcow2")]
+    points += [("c3", "a1", "tern-vda.branch.qcow2")]
+    data["checkpoints"] = [
+        {
+            "id": key,
+            "name": key,
+            "created": "2026-01-01T00:00:00.000Z",
+            "parent": parent,
+            "images": {"vda": {"volume": volume}},
+            "memory": memory | {"accel": "tcg"} if key == "b2" else None,
+        }
+        for key, parent, volume in points
+    ]
+    data["at"] = "b2"
+    record.write_text(json.dumps(data))
+    host.start()
+    host.wait_ready()
+    return data
+
+
+def test_a_disk_with_checkpoints_moves_with_its_tree_running_and_off(lab, places):
+    host, client = places.host, places.host.client
+    everything = {"template.qcow2", "tern.memory"} | {
+        f"tern-vda{part}.qcow2" for part in ("", ".2", ".3", ".branch")
+    }
+    load = Load(disk_blocks_s=100, disks=1, formats=("qcow2",), pool=LOCAL_POOL, span_mb=8)
+    with traveller(lab, load) as guest:
+        guest.power_off(host)
+        grow_a_tree(places)
+        began = time.time_ns()
+        client.post("/v1/vms/tern:start")
+        guest.boot = guest.witness.wait_beat(began).boot_id
+        wait_until(lambda: guest.ask(host, "status")["disk"]["durable"] > 20, "it has written")
+
+        done = guest.ended(host, places.move(pool="fast"))
+        assert done["state"] == "succeeded", done["error"]
+        assert places.files("fast") == everything
+        assert places.files(LOCAL_POOL) == {"template.qcow2"}  # others may rest on it
+        wait_until(lambda: guest.ask(host, "status")["disk"]["durable"] > 40, "it writes on")
+        places.must_have_every_block(guest)
+        top = places.paths["fast"] / "tern-vda.3.qcow2"
+        chain = ["qemu-img", "info", "--backing-chain", "--output=json", str(top)]
+        found = json.loads(subprocess.run(chain, check=True, capture_output=True).stdout)
+        assert [Path(one["filename"]).parent.name for one in found] == ["fast"] * 4
+
+        done = guest.ended(host, places.move(pool=LOCAL_POOL))
+        assert done["state"] == "succeeded", done["error"]
+        assert places.files(LOCAL_POOL) == everything
+        assert places.files("fast") == {"template.qcow2"}
+        back = places.paths[LOCAL_POOL] / "tern-vda.3.qcow2"
+        assert check(back, "vda").highest >= 40
+        read = ["qemu-io", "-f", "qcow2", "-c", "read -P 7 40M 1M", str(back)]
+        assert b"failed" not in subprocess.run(read, check=True, capture_output=True).stdout
+
+        with pytest.raises(StorageMoveRefused) as refused:
+            places.move(pool="fast", flatten=True)
+        assert refused.value.facts["findings"][0]["id"] == "storage.flatten-checkpoints"
+        with pytest.raises(StorageMoveRefused) as refused:
+            places.move(disks={"vda": {"pool": "fast", "format": "raw"}})
+        assert refused.value.facts["findings"][0]["id"] == "storage.format-frozen"
+        (places.paths["fast"] / "template.qcow2").write_bytes(b"another template")
+        with pytest.raises(StorageMoveRefused) as refused:
+            places.move(pool="fast")
+        assert refused.value.facts["findings"][0]["id"] == "storage.base-differs"

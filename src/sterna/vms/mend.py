@@ -29,6 +29,7 @@ from sterna.vms.machine import VM
 log = logging.getLogger(__name__)
 
 END_S = 20.0  # for a job to end: it flushes what it wrote
+MERGE_S = 600.0  # nobody else can use the VM meanwhile
 _JOB = re.compile(r"[a-z]+-(v[0-9a-f]{15})")
 _FIXED = ("fw-code", "fw-vars")
 
@@ -52,7 +53,7 @@ async def mend(vm: VM, pools: Pools, kept: Kept) -> Mended:
         await _withdraw_exports(blocks)
         await _end_jobs(blocks, vm.record, pools)
         await _stack(vm, blocks, pools)
-        await _follow(vm, blocks, kept)
+        await _follow(vm, blocks, pools, kept)
         used = await _close_strays(blocks, vm.record)
     await clear_files(vm, pools, kept, used)
     return mended
@@ -157,30 +158,53 @@ async def _stack(vm: VM, blocks: Blocks, pools: Pools) -> None:
         await blocks.snapshot(overlays)
 
 
-async def _follow(vm: VM, blocks: Blocks, kept: Kept) -> None:
-    """A switch that failed after it was recorded: the guest goes on writing the image of before.
+async def _follow(vm: VM, blocks: Blocks, pools: Pools, kept: Kept) -> None:
+    """A switch that failed after it was recorded: the guest still writes to an image that was to leave.
 
-    That one is among the files that were to leave. It is what the record must name.
+    A merge is done again, for the record cannot name what is gone from its tree. Else the disk stays
+    where its guest writes, and its record says so.
     """
-    tops, formats = await blocks.top_nodes(), await blocks.formats()
+    tops, formats, now = await blocks.top_nodes(), await blocks.formats(), await blocks.chains()
     disks, back, away = [], set(), set()
     for disk in vm.record.spec.disks:
         top = tops.get(disk.name, "")
         before = next((volume for volume in vm.record.leaving if _node(volume) == top), None)
-        if before is None or top == _node(Volume(pool=disk.pool, volume=disk.volume)):
-            disks.append(disk)
+        recorded = Volume(pool=disk.pool, volume=disk.volume)
+        disks.append(disk)
+        if before is None or before == recorded:
+            continue
+        if str(pools.volume_path(disk.pool, disk.volume)) in now.get(disk.name, ()):
+            await _merge_again(vm, blocks, before, recorded)
             continue
         log.error("disk %s of %s is still on %s; its record follows", disk.name, vm.name, before)
         form: ImageFormat = "raw" if formats.get(top) == "raw" else "qcow2"
-        old = replace(disk, pool=before.pool, volume=before.volume, format=form)
         names = {image.volume for image in chain.own_images(vm.record, disk)[1:]}
         back |= {before} | {Volume(pool=before.pool, volume=name) for name in names}
         away |= {Volume(pool=disk.pool, volume=name) for name in names | {disk.volume}}
-        disks.append(old)
+        disks[-1] = replace(disk, pool=before.pool, volume=before.volume, format=form)
     if back:
         await kept.forsake(vm.id)
         leaving = tuple({*vm.record.leaving, *away} - back)
         await vm.write(spec=replace(vm.record.spec, disks=tuple(disks)), leaving=leaving)
+
+
+async def _merge_again(vm: VM, blocks: Blocks, upper: Volume, base: Volume) -> None:
+    """Merge what the guest writes to into the image that its record names. Else it is never deleted."""
+    log.error("%s of %s is merged into %s once more", upper, vm.name, base)
+    job = f"commit-{_node(base)}"
+    try:
+        async with asyncio.timeout(MERGE_S):
+            await blocks.commit(
+                job, _node(upper), top=_node(upper), base=_node(base), base_file=base.volume
+            )
+            await blocks.wait(job, {"ready"})
+            await blocks.complete(job)
+            while (await blocks.job(job)).status != "concluded":  # noqa: ASYNC110 - no event is missed so
+                await asyncio.sleep(POLL_S)
+            await blocks.dismiss(job)
+    except BaseException:
+        await vm.write(leaving=tuple(one for one in vm.record.leaving if one != upper))
+        raise
 
 
 async def _close_strays(blocks: Blocks, record: VMRecord) -> frozenset[str]:
