@@ -101,8 +101,11 @@ class Ends:
 
     async def send(self, *paths: Path, **how: object) -> Sent:
         items = [
-            Sending(n=n, path=path, allocated=path.stat().st_blocks * 512, disk=path.name)
+            Sending(
+                n=n, path=path, size=found.st_size, allocated=found.st_blocks * 512, disk=path.name
+            )
             for n, path in enumerate(paths)
+            for found in [path.stat()]
         ]
         return await send(items, self, "op", host="hv-a", **how)
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from sterna import clock
 from sterna.errors import (
@@ -63,8 +63,10 @@ class Sending:
 
     n: int
     path: Path
+    size: int  # as it was told to the target
     allocated: int  # bytes on storage here
     disk: str  # whose it is, for the progress
+    is_base: bool = False  # a template: one that differs there ends the move
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,21 +80,22 @@ class Sent:
 
 
 def sendings(travel: Travel, record: VMRecord, pools: Pools) -> list[Sending]:
-    """All files of `travel`: templates first, because one that differs there ends the move."""
+    """All files of `travel`."""
     disks = {
         Volume(pool=disk.pool, volume=image.volume): disk.name
         for disk in record.spec.disks
         for image in (*chain.own_images(record, disk), *disk.base)
     }
-    numbered = sorted(enumerate(travel.files), key=lambda one: not one[1].offer.is_base)
     return [
         Sending(
             n=n,
             path=pools.volume_path(parcel.source.pool, parcel.source.volume),
+            size=parcel.offer.size,
             allocated=parcel.offer.allocated,
             disk=disks.get(parcel.source, parcel.source.volume),
+            is_base=parcel.offer.is_base,
         )
-        for n, parcel in numbered
+        for n, parcel in enumerate(travel.files)
     ]
 
 
@@ -121,7 +124,9 @@ async def send(  # noqa: PLR0913 - what, where to, how
     bandwidth: int | None = None,
     report: Callable[[DiskProgress], None] = lambda _: None,
 ) -> Sent:
-    """Bring all `files` to `peer`, one after the other; what that took.
+    """Bring all `files` to `peer`, templates first; what that took.
+
+    They go one after the other, but one is read back there while the next one is on its way.
 
     Raises FileUnreadable, FileChanged, FileDiffers, HostUnreachable, and what the target says no
     with: BaseDiffers, FileNotStored, ReservationNotFound, TargetLost.
@@ -130,11 +135,21 @@ async def send(  # noqa: PLR0913 - what, where to, how
     try:
         meter = _Meter(files, Sent(), report)
         sender = _Sender(_Line(peer, operation, Pacer(bandwidth)), meter, host, threads)
-        for file in files:
-            await sender.send(file)
+        for are_bases in (True, False):
+            await _all(sender.send(file) for file in files if file.is_base is are_bases)
         return meter.sent
     finally:
         threads.shutdown(wait=False)
+
+
+async def _all(works: Iterable[Coroutine[Any, Any, object]]) -> None:
+    """Run them together. Raises the first error, when none of them is running any more."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for work in works:
+                group.create_task(work)
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
 
 
 class _Line:
@@ -241,26 +256,39 @@ class _Sender:
         self._sent = meter.sent
         self._host = host
         self._threads = threads
+        self._passing = asyncio.Lock()  # more than one would only make the storage seek
+        self._checking = asyncio.Lock()
 
     async def send(self, file: Sending) -> None:
         """Bring one file there, for certain."""
+        before = await self._read(file, file.path.stat)
+        if before.st_size != file.size:
+            raise FileChanged(path=file.path, host=self._host)
+        for _ in range(TRIES):
+            async with self._passing:
+                root = await self._read_all(file, file.size)
+            async with self._checking:
+                is_same = await self._line.is_same(file.n, root)
+            after = await self._read(file, file.path.stat)
+            if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+                raise FileChanged(path=file.path, host=self._host)
+            if is_same:
+                self._meter.at(file, 1.0)
+                return
+        raise FileDiffers(volume=file.path.name, host=self._line.host)
+
+    async def _read_all(self, file: Sending, size: int) -> str:
+        opened: list[int] = []
+
+        def opening() -> None:
+            opened.append(os.open(file.path, os.O_RDONLY | os.O_CLOEXEC))
+
         try:
-            fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise self._unreadable(file.path, error) from error
-        try:
-            before = os.fstat(fd)
-            for _ in range(TRIES):
-                root = await self._pass(_Open(file, fd, before.st_size))
-                after = os.fstat(fd)
-                if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-                    raise FileChanged(path=file.path, host=self._host)
-                if await self._line.is_same(file.n, root):
-                    self._meter.at(file, 1.0)
-                    return
-            raise FileDiffers(volume=file.path.name, host=self._line.host)
+            await self._read(file, opening)
+            return await self._pass(_Open(file, opened[0], size))
         finally:
-            os.close(fd)
+            for fd in opened:  # also when the caller was cancelled meanwhile
+                os.close(fd)
 
     async def _pass(self, one: _Open) -> str:
         """Send what the target lacks; the root of the file."""
@@ -277,7 +305,7 @@ class _Sender:
         there = [held[i : i + DIGEST_BYTES] for i in range(0, len(held), DIGEST_BYTES)]
         last = first + len(there)
         filled = await self._read(
-            one, lambda: frozenset(chunks.filled(one.fd, one.size, first, last))
+            one.file, lambda: frozenset(chunks.filled(one.fd, one.size, first, last))
         )
         wanted = [k for k in range(first, last) if k in filled or there[k - first] != HOLE]
         skipped = frozenset(range(first, last)).difference(wanted)
@@ -290,12 +318,7 @@ class _Sender:
                 here[k - first] = await self._chunk(one, k, there[k - first])
                 self._meter.at(one.file, min((k + 1) * chunks.CHUNK / one.size, NEARLY))
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(IN_FLIGHT, len(wanted))):
-                    group.create_task(work())
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+        await _all(work() for _ in range(min(IN_FLIGHT, len(wanted))))
         return b"".join(here)
 
     async def _chunk(self, one: _Open, k: int, there: bytes) -> bytes:
@@ -308,7 +331,8 @@ class _Sender:
                 return _Chunk(digest, 0, None)
             return _Chunk(digest, *chunks.pack(data))
 
-        chunk, whole, sent = await self._read(one, look), chunks.length(one.size, k), self._sent
+        chunk = await self._read(one.file, look)
+        whole, sent = chunks.length(one.size, k), self._sent
         if chunk.data is not None:
             await self._line.put(one.file.n, k, chunk.blocks, chunk.data)
             sent.sent += len(chunk.data)
@@ -320,7 +344,7 @@ class _Sender:
             sent.present += whole
         return chunk.digest
 
-    async def _read(self, one: _Open, work: Callable[[], T]) -> T:
+    async def _read(self, file: Sending, work: Callable[[], T]) -> T:
         """`work` in a thread, which has ended when this returns, whatever happens."""
 
         async def working() -> T:
@@ -329,7 +353,6 @@ class _Sender:
         try:
             return await finish(working())
         except OSError as error:
-            raise self._unreadable(one.file.path, error) from error
-
-    def _unreadable(self, path: Path, error: OSError) -> FileUnreadable:
-        return FileUnreadable(path=path, host=self._host, reason=error.strerror or str(error))
+            raise FileUnreadable(
+                path=file.path, host=self._host, reason=error.strerror or str(error)
+            ) from error
