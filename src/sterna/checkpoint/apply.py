@@ -42,6 +42,11 @@ async def require_usable(vms: VMs, vm: VM, checkpoint: Checkpoint) -> None:
         raise CheckpointDamaged(vm=vm.name, checkpoint=checkpoint.name, path=path, reason=reason)
 
 
+def identity(operation: str) -> str:
+    """What the images that an operation goes back with have in their names."""
+    return f"{operation[:8]}-back"
+
+
 class Applying:
     """One VM going back, whose lease the caller holds."""
 
@@ -55,7 +60,9 @@ class Applying:
         self._checkpoint = checkpoint
         self._memory = checkpoint.memory if with_memory else None
         self._disks = [disk for disk in tree.writable(vm.record) if disk.name in checkpoint.images]
-        self._overlays = {disk.name: new_volume(vm.name, disk, job.id[:8]) for disk in self._disks}
+        self._overlays = {
+            disk.name: new_volume(vm.name, disk, identity(job.id)) for disk in self._disks
+        }
 
     async def run(self) -> dict[str, Any]:
         """The report of a success. Raises AppliedButOff if it could not be started from there."""

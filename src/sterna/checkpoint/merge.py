@@ -116,6 +116,8 @@ class Merger:
         try:
             await self._follow(blocks, name, disk, "ready" if is_top else "pending")
             await self._put_rest_on(gone, disk, upper, exclude=opened)
+            if not is_top:  # one that is ready and completes is flushed by its job
+                await blocks.sync(node_name(disk.pool, base.volume))
             with self._job.uncancellable():
                 if is_top:
                     await blocks.complete(name)

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from sterna.checkpoint import tree
+from sterna.checkpoint.apply import identity
 from sterna.checkpoint.service import RETRY, Checkpoints
 from sterna.errors import (
     AppliedButOff,
@@ -59,10 +60,10 @@ def settlers(vms: VMs, checkpoints: Checkpoints) -> Mapping[str, Callable[[Opera
 
 
 async def _checkpoint(vm: VM, operation: Operation, job: Job) -> dict[str, Any]:
-    identity = operation.id[:8]
-    found = next((one for one in tree.visible(vm.record) if one.id == identity), None)
+    made = operation.id[:8]
+    found = next((one for one in tree.visible(vm.record) if one.id == made), None)
     if found is None:
-        raise CheckpointFailed(vm=vm.name, checkpoint=identity, reason=ENDED, fix=RETRY)
+        raise CheckpointFailed(vm=vm.name, checkpoint=made, reason=ENDED, fix=RETRY)
     wanted_memory = any(step.name == "memory" for step in operation.steps)
     if wanted_memory and found.memory is None:
         raise CheckpointWithoutMemory(vm=vm.name, checkpoint=found.name, reason=ENDED)
@@ -71,7 +72,7 @@ async def _checkpoint(vm: VM, operation: Operation, job: Job) -> dict[str, Any]:
 
 
 async def _apply(vm: VM, operation: Operation, job: Job) -> dict[str, Any]:
-    went = any(f".{operation.id[:8]}." in disk.volume for disk in vm.record.spec.disks)
+    went = any(f".{identity(operation.id)}." in disk.volume for disk in vm.record.spec.disks)
     at = tree.shown_parent(vm.record, vm.record.at)
     name = at.name if at else "?"
     if not went:

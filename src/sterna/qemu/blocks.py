@@ -74,6 +74,13 @@ class Blocks:
         """
         await self._do("blockdev-reopen", {"options": [node]})
 
+    async def sync(self, node: str) -> None:
+        """As `flush`, for a node that a job writes to, which cannot be opened again meanwhile."""
+        line = f'qemu-io {node} "flush"'
+        said = str(await self._do("human-monitor-command", {"command-line": line})).strip()
+        if said:
+            raise QMPError(name=self.session.name, command=line, reason=said)
+
     async def names(self) -> frozenset[str]:
         """All named nodes."""
         return frozenset(item["node-name"] for item in await self._nodes())
