@@ -4,7 +4,7 @@ Promises to read only, to look at every block of the log, and to say exactly whi
 missing. A log is whole when the last `slots` numbers up to the highest are all there and good. One
 damaged block in the slot right after the highest is a write that a crash tore, and not an error:
 the guest never called it durable. The layout is in `guest/wire.py`. A qcow2 image, with those that
-it is made on, is read as a raw copy of it; no VM may have it open.
+it is made on, is read as a raw copy of it. If a VM has it open, its guest must not write meanwhile.
 """
 
 import mmap
@@ -100,7 +100,7 @@ def check(path: Path, disk: str = wire.DISKS[0]) -> DiskLog:
         return _judge(*_scan(path, number))
     with tempfile.TemporaryDirectory(prefix="sterna-disklog-") as folder:
         raw = Path(folder) / "raw"
-        argv = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(path), str(raw)]
+        argv = ["qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw", str(path), str(raw)]
         subprocess.run(argv, check=True, capture_output=True)
         return _judge(*_scan(raw, number))
 
