@@ -146,3 +146,20 @@ def test_the_bitmap_of_a_mirror_is_fine_and_bounded():
     assert granularity(256 * GIB) == 4 * KIB
     assert granularity(1024 * GIB) == 16 * KIB
     assert 1024 * GIB // granularity(1024 * GIB) <= MAX_BITS
+
+
+def test_a_vm_moves_with_its_tree_of_checkpoints_and_one_is_applied_there(lab):
+    a, b = lab.hosts
+    with traveller(lab, LOAD) as guest:
+        made = a.client.post("/v1/vms/tern/checkpoints", {"name": "before"})
+        assert guest.ended(a, made)["state"] == "succeeded"
+        done = guest.ended(a, guest.move(a, b))
+        assert done["state"] == "succeeded", done["error"]
+        guest.must_run_once_on(b)
+        assert files(a) == []
+        (checkpoint,) = b.client.get("/v1/vms/tern/checkpoints")
+        assert checkpoint["name"] == "before"
+        wishes = {"force": True}
+        applied = b.client.post("/v1/vms/tern/checkpoints/before:apply", wishes)
+        assert guest.ended(b, applied)["state"] in ("succeeded", "warned")
+        guest.must_run_once_on(b)
