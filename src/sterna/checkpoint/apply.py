@@ -23,12 +23,10 @@ from sterna.vms.machine import VM
 from sterna.vms.service import VMs
 
 
-async def require_usable(vms: VMs, vm: VM, checkpoint: Checkpoint) -> None:
-    """Its memory can be gone on from here. Raises SavedStateForeign, CheckpointDamaged."""
+def require_loadable(vms: VMs, vm: VM, checkpoint: Checkpoint) -> None:
+    """Its memory is of this host's kind. Raises SavedStateForeign."""
     state, launcher = checkpoint.memory, vms.launcher
-    if state is None:
-        return
-    if state.accel != launcher.accel:
+    if state is not None and state.accel != launcher.accel:
         raise SavedStateForeign(
             what=f"the memory of checkpoint {checkpoint.name}",
             vm=vm.name,
@@ -37,9 +35,16 @@ async def require_usable(vms: VMs, vm: VM, checkpoint: Checkpoint) -> None:
             host=launcher.host,
             fix="or go back to its disks alone with --no-memory",
         )
-    path, reason = await saved.damage(state, launcher)
-    if reason:
-        raise CheckpointDamaged(vm=vm.name, checkpoint=checkpoint.name, path=path, reason=reason)
+
+
+async def require_sound(vms: VMs, vm: VM, checkpoint: Checkpoint) -> None:
+    """Its memory is what was written. Raises CheckpointDamaged."""
+    if checkpoint.memory is not None:
+        path, reason = await saved.damage(checkpoint.memory, vms.launcher)
+        if reason:
+            raise CheckpointDamaged(
+                vm=vm.name, checkpoint=checkpoint.name, path=path, reason=reason
+            )
 
 
 def identity(operation: str) -> str:
@@ -69,7 +74,7 @@ class Applying:
         vm, job, name = self._vm, self._job, self._checkpoint.name
         if self._memory is not None:
             async with job.step("check") as step:
-                await require_usable(self._vms, vm, self._checkpoint)
+                await require_sound(self._vms, vm, self._checkpoint)
                 step.say("its memory is what was written")
         was_running = vm.process is not None
         undo = self.undo
@@ -130,7 +135,8 @@ class Applying:
         self._job.phase = Phase.MEMORY
         try:
             async with self._job.step("memory") as step:
-                await saved.go_on(self._vm, self._vms.launcher, self._vms.kept)
+                launcher, kept = self._vms.launcher, self._vms.kept
+                await saved.go_on(self._vm, launcher, kept, is_sound=True)
                 step.say(f"{self._vm.name} goes on from {self._checkpoint.name}")
         except SternaError as error:
             raise AppliedButOff(

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from sterna import clock
 from sterna.checkpoint import tree
-from sterna.checkpoint.apply import Applying, require_usable
+from sterna.checkpoint.apply import Applying, require_loadable
 from sterna.checkpoint.create import Creation, require_possible
 from sterna.checkpoint.merge import Merger
 from sterna.checkpoint.save import Saving
@@ -107,7 +107,7 @@ class Checkpoints:
 
     # ---- going back --------------------------------------------------------------------------
 
-    async def apply(self, ref: str, name: str, wishes: ApplyWishes) -> Operation:
+    def apply(self, ref: str, name: str, wishes: ApplyWishes) -> Operation:
         """Back to a checkpoint. Raises, with nothing changed, what stands in the way."""
         vm = self._vms.get(ref)
         self._vms.require_idle(vm)
@@ -125,7 +125,7 @@ class Checkpoints:
                 f"(with --keep NAME it stays as a checkpoint)",
             )
         if wishes.memory:
-            await require_usable(self._vms, vm, checkpoint)
+            require_loadable(self._vms, vm, checkpoint)
 
         async def work(job: Job) -> JSON:
             with vm.lease(f"going back to checkpoint {checkpoint.name}", job.id):

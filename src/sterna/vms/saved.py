@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sterna.errors import (
+    NotSaved,
     PoolNotFound,
     QEMULost,
     QMPError,
@@ -62,11 +63,11 @@ async def damage(state: StateFile, launcher: Launcher) -> tuple[Path | str, str]
     return path, ""
 
 
-async def require_sound(vm: VM, launcher: Launcher) -> None:
-    """Raises SavedStateForeign, SavedStateDamaged unless the saved state can be gone on from."""
+async def require_sound(vm: VM, launcher: Launcher) -> StateFile:
+    """The saved state, which can be gone on from. Raises SavedStateForeign, SavedStateDamaged."""
     state = vm.record.saved
     if state is None:
-        return
+        raise NotSaved(vm=vm.name)
     if state.accel != launcher.accel:
         raise SavedStateForeign(
             what="the saved state",
@@ -79,18 +80,18 @@ async def require_sound(vm: VM, launcher: Launcher) -> None:
     path, reason = await damage(state, launcher)
     if reason:
         raise SavedStateDamaged(vm=vm.name, path=path, reason=reason)
+    return state
 
 
-async def go_on(vm: VM, launcher: Launcher, kept: Kept) -> None:
+async def go_on(vm: VM, launcher: Launcher, kept: Kept, *, is_sound: bool = False) -> None:
     """From the saved state to a guest that runs, or is paused as it was.
 
-    Raises SavedStateDamaged, SavedStateForeign, VMStartFailed, RestoreFailed: then it is off and
+    With `is_sound` the caller has just looked at the file. Raises NotSaved, SavedStateDamaged, SavedStateForeign, VMStartFailed, RestoreFailed: then it is off and
     still saved. Cancelled before the vCPUs run: the same.
     """
-    await require_sound(vm, launcher)
     state = vm.record.saved
-    if state is None:
-        raise VMStartFailed(vm=vm.name, reason="it has no saved state", log=vm.paths.log)
+    if state is None or not is_sound:
+        state = await require_sound(vm, launcher)
     await launcher.launch(vm, incoming=True)
     before = vm.record
     try:

@@ -41,7 +41,7 @@ async def apply(
     vm: str, checkpoint: str, here: Here, wishes: Annotated[ApplyWishes | None, Body()] = None
 ) -> Response:
     """Go back to it; what the VM is now is lost unless it is kept."""
-    return accepted(await _points(here).apply(vm, checkpoint, wishes or ApplyWishes()))
+    return accepted(_points(here).apply(vm, checkpoint, wishes or ApplyWishes()))
 
 
 @router.post("/{vm}/checkpoints/{checkpoint}:rename", response_model=CheckpointView)
