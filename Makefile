@@ -9,7 +9,7 @@ ROOT := $(shell test "$$(id -u)" = 0 || echo sudo env PYTHONDONTWRITEBYTECODE=1)
 PYTEST = $(BIN)/python -m pytest
 ROOT_PYTEST = $(ROOT) $(PYTEST) -p no:cacheprovider
 
-.PHONY: help setup setup-dev install demo test lint format unit golden functional faults ui bench docs \
+.PHONY: help setup setup-dev install demo test lint format unit golden functional faults crashes ui bench docs \
 	clean distclean
 
 help: ## this list
@@ -51,7 +51,10 @@ golden: setup-dev ## write the golden files anew; look at the difference before 
 functional: setup-dev ## real QEMU in the lab
 	$(ROOT_PYTEST) -m "functional and not long" tests
 
-faults: setup-dev ## kills, cuts and freezes in mid-move, the whole table
+faults: setup-dev ## the fault table: every phase of a move with every fault (CELL=memory/link-cut, JSON=FILE)
+	$(ROOT) $(BIN)/python tests/faults/table.py $(if $(CELL),--cell '$(CELL)') $(if $(JSON),--json '$(JSON)')
+
+crashes: setup-dev ## daemons that end at every line that matters
 	$(ROOT_PYTEST) -m faults tests/faults
 
 ui: setup-dev ## the command line on a real terminal
