@@ -231,13 +231,11 @@ class _Planner:
         if not pool and file.pool in self.shared:
             return file
         pool = pool or self.wishes.pool or file.pool
-        self.leaving.append(file.place)
-        self.files.append(
-            Parcel(
-                source=file.place,
-                offer=FileOffer(place=Volume(pool=pool, volume=file.volume), size=0),
-            )
-        )
+        offer = FileOffer(place=Volume(pool=pool, volume=file.volume), size=0)
+        parcel = Parcel(source=file.place, offer=offer)
+        if parcel not in self.files:  # a VM may go on from the memory of a checkpoint
+            self.leaving.append(file.place)
+            self.files.append(parcel)
         return replace(file, pool=pool)
 
 
