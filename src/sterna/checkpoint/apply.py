@@ -64,6 +64,8 @@ class Applying:
         self.undo = Undo(job)
         self._checkpoint = checkpoint
         self._memory = checkpoint.memory if with_memory else None
+        self._was_running = vm.process is not None
+        self._has_gone_back = False
         self._disks = [disk for disk in tree.writable(vm.record) if disk.name in checkpoint.images]
         self._overlays = {
             disk.name: new_volume(vm.name, disk, identity(job.id)) for disk in self._disks
@@ -76,7 +78,6 @@ class Applying:
             async with job.step("check") as step:
                 await require_sound(self._vms, vm, self._checkpoint)
                 step.say("its memory is what was written")
-        was_running = vm.process is not None
         undo = self.undo
         async with undo:
             job.phase = Phase.DISKS
@@ -86,6 +87,7 @@ class Applying:
                 with job.uncancellable():
                     await vm.quit()
                     await vm.write(**self._gone_back())
+                    self._has_gone_back = True
                     undo.dismiss()
                     await self._clear()
                 step.say(f"the disks of {vm.name} are as they were at {name}")
@@ -93,15 +95,26 @@ class Applying:
         await merger.drop()
         if self._memory is not None:
             await self._go_on()
-        await merger.run()  # a deleted checkpoint may have waited for the branch that is gone now
+        try:  # a deleted checkpoint may have waited for the branch that is gone now
+            await merger.run()
+        except SternaError as error:
+            job.warn(f"images of deleted checkpoints are not merged yet: {error.message}")
         how = "runs on from" if vm.process is not None else "is off, at"
         return {
             "text": f"{vm.name} {how} checkpoint {name}",
             "checkpoint": name,
             "with_memory": self._memory is not None,
-            "was_running": was_running,
+            "was_running": self._was_running,
             "runs": vm.process is not None,
         }
+
+    @property
+    def outcome(self) -> str:
+        """Where the VM is now, for whom it went wrong."""
+        vm = self._vm
+        at = f"at {self._checkpoint.name}" if self._has_gone_back else "as before"
+        cut = self._was_running and vm.process is None
+        return f"{vm.name} is {at}" + (", but was cut off" if cut else "")
 
     async def _make_files(self) -> None:
         made = self._overlays.values()

@@ -139,17 +139,15 @@ class Checkpoints:
 
     async def _apply(self, vm: VM, job: Job, checkpoint: Checkpoint, with_memory: bool) -> JSON:
         names = {"vm": vm.name, "checkpoint": checkpoint.name}
+        going = Applying(self._vms, vm, job, checkpoint, with_memory=with_memory)
         return await _told(
             job,
-            Applying(self._vms, vm, job, checkpoint, with_memory=with_memory),
-            failed=lambda why, fix: ApplyFailed(**names, reason=why, fix=fix),
-            cancelled=lambda: ApplyCancelled(
-                **names,
-                outcome=f"{vm.name} is at {checkpoint.name}, and off"
-                if vm.record.at == checkpoint.id and vm.process is None
-                else "nothing has changed",
+            going,
+            failed=lambda why, fix: ApplyFailed(
+                **names, outcome=going.outcome, reason=why, fix=fix
             ),
-            outcome=f"{vm.name} is as before",
+            cancelled=lambda: ApplyCancelled(**names, outcome=going.outcome),
+            outcome=f"{checkpoint.name} was not applied",
         )
 
     # ---- deleting ----------------------------------------------------------------------------

@@ -76,7 +76,13 @@ async def _apply(vm: VM, operation: Operation, job: Job) -> dict[str, Any]:
     at = tree.shown_parent(vm.record, vm.record.at)
     name = at.name if at else "?"
     if not went:
-        raise ApplyFailed(vm=vm.name, checkpoint="asked for", reason=ENDED, fix=RETRY)
+        raise ApplyFailed(
+            vm=vm.name,
+            checkpoint="asked for",
+            outcome=f"{vm.name} is as before, and {vm.state}",
+            reason=ENDED,
+            fix=RETRY,
+        )
     if vm.record.saved is not None:
         raise AppliedButOff(vm=vm.name, checkpoint=name, reason=ENDED)
     job.log(f"sternad restarted; {vm.name} is at {name}")

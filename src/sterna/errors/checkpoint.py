@@ -64,7 +64,7 @@ class CheckpointDamaged(Corrupt):
 
 class ApplyFailed(Failed):
     code = "checkpoint.not-applied"
-    text = "the checkpoint {checkpoint} of {vm} was not applied: {reason}"
+    text = "the checkpoint {checkpoint} of {vm} was not applied, {outcome}: {reason}"
     hint = "{fix}"
 
 
