@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import random
+import signal
 import time
 
 import pytest
@@ -10,6 +14,7 @@ from points import LOAD, Points, dies_at
 
 from moving import traveller, wait_until
 from sterna.errors import Conflict, NotFound, Refused
+from sterna.lab import demo
 from sterna.lab.hosts import LOCAL_POOL
 
 pytestmark = pytest.mark.functional
@@ -139,3 +144,71 @@ def test_a_daemon_that_dies_while_images_are_merged_goes_on_merging(lab, monkeyp
         vm.must_be_well()
         vm.must_have_no_work_left()
         vm.must_have_every_block()
+
+
+@pytest.mark.long
+def test_a_vm_moves_with_its_checkpoints_and_goes_back_on_the_other_host(lab):
+    a, b = lab.hosts
+    with traveller(lab, LOAD) as guest:
+        here, there = Points(guest, a), Points(guest, b)
+        here.create("one")
+        here.create("two", memory=False)
+        moved = guest.ended(a, guest.move(a, b))
+        assert moved["state"] == "succeeded", moved["error"]
+        assert here.files() == set()
+        assert there.names() == ["one", "two"]
+        there.must_be_well()
+        there.apply("one", force=True, keep="three")
+        there.must_be_well()
+        there.do(":save")
+        moved = guest.ended(b, guest.move(b, a))  # saved: it goes as files
+        assert moved["state"] == "succeeded", moved["error"]
+        assert there.files() == set()
+        a.client.post(f"{here.vm}:start")
+        here.must_be_well()
+        here.delete("one", subtree=True)
+        assert here.files() == BASES
+        here.must_be_well()
+        here.must_have_every_block()
+
+
+@pytest.mark.long
+def test_a_checkpoint_that_is_cancelled_at_any_moment_leaves_all_as_it_was(lab):
+    host = lab.hosts[0]
+    chance = random.Random(4)
+    ends = []
+    with traveller(lab, LOAD) as guest:
+        vm = Points(guest, host)
+        for _ in range(12):
+            began = host.client.post(f"{vm.vm}/checkpoints", {"name": "one"})
+            time.sleep(chance.uniform(0, 1.2))
+            with contextlib.suppress(Conflict):  # it had ended, or was at its last lines
+                host.client.post(f"/v1/operations/{began['id']}:cancel")
+            ended = guest.ended(host, began)
+            ends.append(ended["state"])
+            if ended["state"] == "succeeded":
+                vm.delete("one")
+            else:
+                assert ended["state"] == "cancelled", ended
+            assert vm.names() == []
+            assert vm.files() == BASES
+        assert "cancelled" in ends
+        vm.must_be_well()
+        vm.must_have_no_work_left()
+        vm.must_have_every_block()
+
+
+@pytest.mark.long
+def test_a_qemu_that_dies_while_its_memory_is_written_is_off_and_nothing_is_left(lab):
+    host = lab.hosts[0]
+    with traveller(lab, LOAD) as guest:
+        vm = Points(guest, host)
+        began = host.client.post(f"{vm.vm}/checkpoints", {"name": "one"})
+        wait_until(lambda: guest.phase_of(host, began) == "memory", "its memory is written")
+        for pid in demo.qemus(host.netns, guest.name):
+            os.kill(pid, signal.SIGKILL)
+        ended = guest.ended(host, began)
+        assert ended["error"]["code"] == "checkpoint.failed", ended
+        assert vm.view()["state"] == "off"
+        assert vm.files() == BASES
+        vm.must_have_no_work_left()
