@@ -31,6 +31,8 @@ GROWTH = 2  # times the guest's memory: then a longer pause is better than a lar
 LONGEST_MS = 2_000_000  # QEMU's own limit of a pause
 PRESS_S = 0.5  # between two orders to end the rounds
 LAST_COPY_S = 60.0  # of what is left when the guest stands still, at least
+FINALIZED_S = 10.0  # after the last byte; QEMU needs a millisecond, if it gets a processor
+FINALIZED_POLL_S = 0.002
 BYTES_S = 20 << 20  # slower than any disk that works
 
 
@@ -128,6 +130,7 @@ class MemoryFile:
         """The rest, with the guest stopped: QEMU's migration is `completed` then."""
         deadline_s = LAST_COPY_S + self._vm.record.spec.memory / BYTES_S
         await memory.switch_over(self._vm.qmp, deadline_s)
+        await _finalized(self._vm)
 
     async def seal(self) -> StateFile:
         """Durable, hashed, under its name. Raises ImageFailed."""
@@ -178,6 +181,13 @@ def _sync(path: Path) -> None:
         os.close(fd)
 
 
+async def _finalized(vm: VM) -> None:
+    """QEMU says `completed` a moment before it lets the guest go on (7.2: it refuses `cont`)."""
+    async with asyncio.timeout(FINALIZED_S):
+        while await vm.qmp.query_status() == "finish-migrate":
+            await asyncio.sleep(FINALIZED_POLL_S)
+
+
 async def end(vm: VM) -> None:
     """End a writing of memory that may be under way, and let the guest go on as recorded.
 
@@ -187,6 +197,7 @@ async def end(vm: VM) -> None:
         status = (await vm.qmp.query_migrate()).status
         if status not in memory.ENDED | {"none", ""}:
             await memory.abort(vm.qmp)
+        await _finalized(vm)
         await vm.resume_as_recorded()
     except (QEMULost, VMLost):
         async with asyncio.timeout(QUIT_TIMEOUT_S):
