@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from sterna.errors.family import Cancelled, Corrupt, Failed, NotFound, Partial, Refused, Unknown
+from sterna.errors.family import (
+    Cancelled,
+    Conflict,
+    Corrupt,
+    Failed,
+    NotFound,
+    Partial,
+    Refused,
+    Unknown,
+)
 
 
 class MoveRefused(Refused):
@@ -33,7 +42,10 @@ class MoveLeftovers(Partial):
 class MoveUnknown(Unknown):
     code = "move.unknown"
     text = "{vm} is paused: {target} was told to take it over and does not answer"
-    hint = "Bring {target} back: the move then ends by itself. Follow it with: sterna op show {operation}"
+    hint = (
+        "Bring {target} back: the move then ends by itself. If that cannot be, see: "
+        "sterna op resolve {operation}"
+    )
 
 
 class Stalled(Failed):
@@ -46,6 +58,30 @@ class HandoverFailed(Failed):
 
     code = "move.handover-failed"
     text = "{reason}"
+
+
+class Fenced(HandoverFailed):
+    """The handover ended because a human declared that the target is off."""
+
+    code = "move.fenced"
+    text = (
+        "{vm} was taken back from {target} in epoch {epoch}, because somebody declared that "
+        "{target} is off; what it may have done there since is lost"
+    )
+
+
+class NotInDoubt(Conflict):
+    code = "op.not-in-doubt"
+    text = "operation {operation} is not in doubt: {state}"
+    hint = "See: sterna op show {operation}"
+
+
+class FenceRefused(Conflict):
+    """Taking the VM back might make a second owner."""
+
+    code = "op.fence-refused"
+    text = "{vm} is not taken back: {reason}"
+    hint = "{fix}"
 
 
 class TargetLost(Failed):

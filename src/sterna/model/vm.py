@@ -181,6 +181,14 @@ class Ownership:
     peer: str = ""  # the other end of that move
 
 
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """A host that a human declared to be off, and the epoch that was taken back from it."""
+
+    peer: str
+    epoch: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QEMUProcess:
     """Identity of a VM's QEMU that survives us: pids are reused, (boot, pid, start time) is not."""
@@ -209,6 +217,7 @@ class VMRecord:
         ""  # operation that is moving it away; set before the target is asked for anything
     )
     owned_epoch: int = 0  # newest epoch that this host took over; answers a late question
+    fenced: tuple[Fence, ...] = ()  # told until they answer that they own it no more
     notes: tuple[str, ...] = field(default=())  # what happened to it that its owner should know
     checkpoints: tuple[Checkpoint, ...] = ()  # parents before children
     at: str = ""  # id of the checkpoint that the disks' top images rest on; empty: none

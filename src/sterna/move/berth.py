@@ -26,8 +26,8 @@ from sterna.errors import (
 from sterna.model.disk import Volume, node_name
 from sterna.model.host import HostFacts
 from sterna.model.reservation import Reservation, ReservationStatus
-from sterna.model.vm import Ownership, OwnershipState, VMRecord
-from sterna.move import capabilities
+from sterna.model.vm import OwnershipState, VMRecord
+from sterna.move import capabilities, protocol
 from sterna.move.memory import UNLIMITED
 from sterna.move.travel import GROWTH
 from sterna.qemu import image
@@ -77,7 +77,9 @@ class Berth:
             )
         if known is not None and known.is_here:
             raise VMExists(vm=f"{spec.name} ({spec.id})", host=self.host)
-        if known is not None and reservation.epoch <= known.record.owned_epoch:
+        if known is not None and not protocol.admits(
+            protocol.standing(known.record), reservation.epoch
+        ):
             raise VMNotOwned(
                 vm=spec.name,
                 host=reservation.source,
@@ -163,18 +165,20 @@ class Berth:
     def record(self, reservation: Reservation) -> VMRecord:
         """The record to begin with."""
         known = self._vms.by_id(reservation.spec.id)
+        reserved = protocol.on_reserve(
+            protocol.standing(known.record) if known else None,
+            reservation.operation,
+            reservation.epoch,
+            reservation.source,
+        )
         return VMRecord(
             spec=reservation.spec,
-            ownership=Ownership(
-                state=OwnershipState.RESERVED,
-                epoch=reservation.epoch,
-                operation=reservation.operation,
-                peer=reservation.source,
-            ),
+            ownership=reserved.ownership,
             paused=reservation.paused,
             created=reservation.created,
             notes=reservation.notes,
-            owned_epoch=known.record.owned_epoch if known else 0,
+            owned_epoch=reserved.owned_epoch,
+            fenced=reserved.fenced,
             checkpoints=reservation.checkpoints,
             at=reservation.at,
             saved=reservation.saved,

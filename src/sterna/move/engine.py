@@ -16,6 +16,7 @@ from typing import Any
 from sterna import clock
 from sterna.errors import (
     Cancelled,
+    Fenced,
     HostUnreachable,
     MoveCancelled,
     MoveFailed,
@@ -141,6 +142,11 @@ class Move:
                 await self._reserve(undo)
                 await self._carry(undo)
                 await self._hand_over(undo)
+        except Fenced as error:
+            self.job.warn(error.message)
+            for left in undo.leftovers:
+                self.job.warn(left)
+            return handover.fenced_report(self.vms.config.name, error)
         except BaseException as error:
             self._explain(error, undo)
             raise

@@ -28,6 +28,7 @@ from sterna.model.host import HostFacts
 from sterna.model.move import Check, Severity
 from sterna.model.reservation import Reservation, ReservationStatus
 from sterna.model.vm import OwnershipState
+from sterna.move import protocol
 from sterna.move.arriving import ArrivingFiles
 from sterna.move.berth import Berth, opened
 from sterna.operations.runner import Job
@@ -297,19 +298,23 @@ class Incoming:
 
     async def _take(self, arrival: Arrival, arrived: float) -> ReservationStatus:
         vm, reservation = arrival.vm, arrival.reservation
-        owned = replace(vm.record.ownership, state=OwnershipState.OWNED)
-        owned_before = vm.record.owned_epoch
+        owned_before, made = vm.record.owned_epoch, vm.record.made
         if reservation.live:
             await self._berth.unexport(vm, reservation)
-        await vm.write(ownership=owned, owned_epoch=reservation.epoch, made=())
+        taken = protocol.on_take(
+            protocol.standing(vm.record), reservation.operation, reservation.epoch, is_whole=True
+        )
+        if taken.standing is None or taken.answer is not OwnershipState.OWNED:
+            return await self._refuse(arrival, "its record was changed by another's decision")
+        await vm.write(**protocol.fields(taken.standing), made=())
         written = clock.monotonic()
         warnings: tuple[str, ...] = ()
         if reservation.live and not reservation.paused:
             try:
                 await self._continue(vm)
             except QMPError as error:  # it has not run here: giving it back is still right
-                refused = replace(owned, state=OwnershipState.REFUSED)
-                await vm.write(ownership=refused, owned_epoch=owned_before)
+                back = protocol.not_run(protocol.standing(vm.record), owned_before)
+                await vm.write(**protocol.fields(back), made=made)
                 return await self._refuse(arrival, error.message)
             except SternaError as error:
                 warnings = (f"{vm.name} is here, but did not run at once: {error.message}",)
@@ -374,14 +379,14 @@ class Incoming:
     async def _refuse(self, arrival: Arrival, reason: str) -> ReservationStatus:
         """Write the refusal down, then remove what was made for the VM."""
         vm = arrival.vm
-        refused = replace(vm.record.ownership, state=OwnershipState.REFUSED)
+        refused = protocol.fields(protocol.refuse(protocol.standing(vm.record)))
         try:
-            await vm.refuse_reservation()
+            await vm.write(**refused)
         except SternaError as error:
             if vm.record.ownership.state is OwnershipState.OWNED:
                 raise  # only a reservation found after a restart is refused as well
             log.error("refusal of %s not written: %s", vm.name, error)  # noqa: TRY400
-            vm.record = replace(vm.record, ownership=refused)
+            vm.record = replace(vm.record, **refused)  # type: ignore[arg-type]
         said = vm.last_words() if arrival.is_open and vm.ended.is_set() else ""
         status = self._decide(
             arrival,
@@ -398,7 +403,9 @@ class Incoming:
     async def clear(self, vm: VM) -> None:
         """Remove what was made for a VM that was refused."""
         await self._berth.clear(vm)
-        if vm.record.owned_epoch == 0:  # it was never here: nothing to remember
+        if protocol.remembers(protocol.standing(vm.record)):
+            vm.remove_run_dir()
+        else:
             await vm.delete()
             self._vms.forget(vm)
 
@@ -409,14 +416,13 @@ class Incoming:
         return status
 
     def _from_record(self, vm_id: str, operation: str, epoch: int) -> ReservationStatus:
-        """After a restart. Epoch n+1 is handed out by the owner of n alone, to one target: a host
-        that has owned it got it by this operation, whatever has happened to the VM since.
-        """
+        """After a restart: what was written down decides."""
         for item in self._vms.damaged:
             if item.key == vm_id:  # it may have owned it: no answer is better than a guess
                 raise VMDamaged(vm=vm_id, host=self.host, path=item.path, reason=item.reason)
         vm = self._vms.by_id(vm_id)
-        if vm is not None and vm.record.owned_epoch >= epoch:
+        known = protocol.standing(vm.record) if vm is not None else None
+        if protocol.late_answer(known, epoch) is OwnershipState.OWNED:
             return ReservationStatus(operation=operation, state=OwnershipState.OWNED)
         return ReservationStatus(
             operation=operation,

@@ -24,18 +24,20 @@ from typing import Any
 from sterna import clock
 from sterna.errors import (
     Failed,
+    Fenced,
     HandoverFailed,
     MoveFailed,
-    MoveUnknown,
+    QEMULost,
     QMPTimeout,
     SternaError,
+    VMLost,
     VMWrongState,
 )
 from sterna.model.operation import Operation
 from sterna.model.vm import OwnershipState
-from sterna.move import engine, handover, memory, storage
+from sterna.move import engine, handover, memory, protocol, storage
 from sterna.move.incoming import Incoming
-from sterna.move.peer import Peer, Peers
+from sterna.move.peer import Peers
 from sterna.operations.runner import Job
 from sterna.qemu.process import Process, find
 from sterna.qemu.sockets import cut_connections
@@ -132,7 +134,8 @@ class Recovery:
         if vm.monitor is not None:
             await vm.resume_as_recorded()
         if moving:
-            await vm.write(moving="", departing=())
+            over = protocol.on_restart(protocol.standing(vm.record))
+            await vm.write(**protocol.fields(over), departing=())
             await self._vms.kept.forsake(vm.id)
             self._vms.runner.background(
                 self._free_target(vm, self._peer_of(moving), moving), f"free the target of {moving}"
@@ -195,13 +198,13 @@ class Recovery:
             job.log(f"sternad restarted; asking {target} whether it has taken {vm.name}")
             try:
                 with job.uncancellable():
-                    peer = await self._known_peer(target, vm, job)
-                    await handover.resolve(vm, peer, job)
+                    await handover.resolve(vm, lambda: self._peers.get(target), job)
                     await engine.tidy(vm, self._vms, job)
             except HandoverFailed as error:
-                await vm.resume_as_recorded()
-                await vm.write(moving="", departing=())
-                await self._vms.kept.forsake(vm.id)
+                await self._go_on(vm)
+                if isinstance(error, Fenced):
+                    job.warn(error.message)
+                    return handover.fenced_report(self._vms.config.name, error)
                 raise MoveFailed(
                     vm=vm.name,
                     target=target,
@@ -224,15 +227,14 @@ class Recovery:
                 "move", vm=vm.name, vm_id=vm.id, work=work, peer=target, id=operation
             )
 
-    async def _known_peer(self, name: str, vm: VM, job: Job) -> Peer:
-        """The target; while the configuration does not name it, the doubt remains."""
-        try:
-            return self._peers.get(name)
-        except SternaError as error:
-            job.unknown(MoveUnknown(vm=vm.name, target=name, operation=job.id))
-            job.log(f"{error.message}: add it, then restart sternad", level="error")
-            await asyncio.Event().wait()
-            raise
+    async def _go_on(self, vm: VM) -> None:
+        """It is owned here again; it is off if its QEMU has ended meanwhile."""
+        with contextlib.suppress(VMLost, QEMULost):
+            await vm.resume_as_recorded()
+        await vm.write(
+            **protocol.fields(protocol.give_up(protocol.standing(vm.record))), departing=()
+        )
+        await self._vms.kept.forsake(vm.id)
 
     async def _released(self, vm: VM) -> None:
         target, operation = vm.record.ownership.peer, vm.record.ownership.operation
@@ -250,7 +252,8 @@ class Recovery:
     async def _refused(self, vm: VM) -> None:
         ownership = vm.record.ownership
         if ownership.state is OwnershipState.RESERVED:
-            await vm.refuse_reservation()
+            refused = protocol.on_restart(protocol.standing(vm.record))
+            await vm.write(**protocol.fields(refused))
             self._settle(
                 ownership.operation,
                 Failed(

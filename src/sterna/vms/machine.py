@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from sterna.errors import QEMULost, SternaError, VMBusy, VMLost, VMStartFailed
+from sterna.errors import QEMULost, SternaError, VMBusy, VMLost, VMNotFound, VMStartFailed
 from sterna.host.store import Store
 from sterna.model.vm import OwnershipState, RunState, VMRecord
 from sterna.operations.runner import Runner
@@ -46,9 +46,11 @@ class VM:
         self.ended.set()
         self.doing = ""  # what holds the lease, in words
         self.operation = ""  # its operation, if it has one
+        self.declared = asyncio.Event()  # a human says that the host it was given to is off
         self.paths = RunPaths(run_dir)
         self._store = store
         self._writing = asyncio.Lock()
+        self.is_deleted = False  # a late write would bring the record back
 
     # ---- what it is ------------------------------------------------------------------------
 
@@ -102,20 +104,24 @@ class VM:
 
     async def _write(self, changes: dict[str, object]) -> None:
         async with self._writing:  # the watch of its QEMU writes too
+            if self.is_deleted:
+                raise VMNotFound(vm=self.name, host="this host any more")
             record = replace(self.record, **changes)  # type: ignore[arg-type]
             await self._store.write(self.id, record)
             self.record = record
 
-    async def refuse_reservation(self) -> None:
-        """Never to be taken any more, durably."""
-        await self.write(ownership=replace(self.record.ownership, state=OwnershipState.REFUSED))
-
     async def delete(self) -> None:
         """Remove the record, durably, and the run folder."""
-        await self._store.delete(self.id)
-        shutil.rmtree(self.paths.directory, ignore_errors=True)
+        async with self._writing:  # the watch of its QEMU must not write it anew
+            await self._store.delete(self.id)
+            self.is_deleted = True
+        self.remove_run_dir()
 
     # ---- its QEMU --------------------------------------------------------------------------
+
+    def remove_run_dir(self) -> None:
+        """Sockets and logs of a QEMU that will not be asked for again."""
+        shutil.rmtree(self.paths.directory, ignore_errors=True)
 
     def prepare_run_dir(self) -> None:
         """A fresh run folder; what a former QEMU left there is gone."""
