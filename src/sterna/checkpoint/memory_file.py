@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from sterna import clock
-from sterna.errors import ImageFailed, NoPoolForMemory, NoRoom, QEMULost, VMLost
+from sterna.errors import ImageFailed, NoPoolForMemory, NoRoom, QEMULost, QMPTimeout, VMLost
 from sterna.host.registry import Pools
 from sterna.model.disk import StateFile, Volume
 from sterna.model.move import MemoryProgress, MoveWishes
@@ -183,9 +183,12 @@ def _sync(path: Path) -> None:
 
 async def _finalized(vm: VM) -> None:
     """QEMU says `completed` a moment before it lets the guest go on (7.2: it refuses `cont`)."""
-    async with asyncio.timeout(FINALIZED_S):
-        while await vm.qmp.query_status() == "finish-migrate":
-            await asyncio.sleep(FINALIZED_POLL_S)
+    deadline = clock.monotonic() + FINALIZED_S
+    while await vm.qmp.query_status() == "finish-migrate":  # no event tells
+        if clock.monotonic() > deadline:
+            what = "the end of its migration"
+            raise QMPTimeout(name=vm.name, command=what, seconds=FINALIZED_S)
+        await asyncio.sleep(FINALIZED_POLL_S)
 
 
 async def end(vm: VM) -> None:
