@@ -89,7 +89,7 @@ class Points:
 
     def must_have_no_work_left(self) -> None:
         """The record names no file in the making or on its way out."""
-        (record,) = (self.host.folder / "state" / "vms").glob("*.json")
+        record = self.host.folder / "state" / "vms" / f"{self.view()['id']}.json"
         assert '"made": []' in record.read_text()
         assert '"leaving": []' in record.read_text()
 
