@@ -118,6 +118,8 @@ class Stage:
         self.guest = Traveller(self.lab, self.witness, LOAD)
         self.home, self.other = self.lab.hosts
         self.lives = False
+        self.durable: dict[str, int] = {}  # of a guest that was powered off
+        self.slowest_ms = 0  # of the guest's writes since the cell before
         self.sockets = {host.name: self._sockets(host) for host in self.lab.hosts}
 
     def close(self) -> None:
@@ -200,7 +202,7 @@ class Stage:
         (pool / FILLER).unlink(missing_ok=True)
 
     def spoil(self, host: Host, pool: str) -> None:
-        (host.folder / holding.UNREADABLE).write_text(f"{self.pool(host, pool)}/\n")
+        (host.folder / holding.UNREADABLE).write_text(f"{self.pool(host, pool)}/tern-\n")
 
     def mend(self, host: Host) -> None:
         (host.folder / holding.UNREADABLE).unlink(missing_ok=True)
@@ -266,6 +268,16 @@ class Stage:
                 self.home, ended.owner, ended.guest = host, host.name, states[host.name][0]
         self.other = next(host for host in self.lab.hosts if host is not self.home)
 
+    def give_room(self, ended: Ended) -> None:
+        """A guest whose pool was full stands until somebody has made room and resumes it."""
+        for host in self.lab.hosts:
+            for pool in FOLDERS:
+                self.drain(self.pool(host, pool))
+            for vm in host.client.get("/v1/vms"):
+                if vm["state"] == "paused":
+                    host.client.post("/v1/vms/tern:resume")
+                    ended.notes.append("it waited for room")
+
     def prove(self) -> None:
         """Of a guest that runs: not rebooted, memory and disks whole."""
         began = time.time_ns()
@@ -282,6 +294,7 @@ class Stage:
     def _durable_now(self) -> dict[str, int]:
         self.guest.ask(self.home, "disk off")
         status = self.guest.ask(self.home, "status")
+        self.slowest_ms = status["disk"]["slowest_ms"]
         if status["disk"]["error"]:
             raise Bad(f"the guest's disks say {status['disks']}")
         return {name: disk["durable"] for name, disk in status["disks"].items()}

@@ -104,12 +104,12 @@ def play_all(cells: list[Cell], workers: int, logs: Path) -> Iterator[Row]:
 
 
 def line(row: Row) -> str:
-    felt = f"{row.felt_ms:6.0f} ms" if row.felt_ms else " " * 9
+    felt = f"{row.felt_ms:6.0f} ms {row.wrote_ms:6.0f} ms" if row.felt_ms else " " * 19
     seconds = f"{row.seconds:5.1f} s" if row.seconds else " " * 7
     said = row.said if len(row.said) <= 150 else row.said[:149] + "…"
     return (
         f"{row.verdict:4}  {row.cell.phase:13}  {row.cell.fault:20}  {seconds} {felt}  {row.outcome}"
-        + (f"\n{'':66}“{said}”" if said else "")
+        + (f"\n{'':76}“{said}”" if said else "")
     )
 
 
@@ -132,7 +132,9 @@ def main() -> int:
     took = time.monotonic() - began
     order = {cell: number for number, cell in enumerate(chosen)}
     found.sort(key=lambda row: order[row.cell])
-    print(f"\n{'':6}{'phase':13}  {'fault':20}  {'took':>7} {'not heard':>9}  outcome")
+    print(
+        f"\n{'':6}{'phase':13}  {'fault':20}  {'took':>7} {'not heard':>9} {'a write':>9}  outcome"
+    )
     for row in found:
         print(line(row))
     counts = {

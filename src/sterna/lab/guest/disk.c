@@ -192,6 +192,7 @@ static const char *set_one(struct disk *disk, uint64_t blocks_per_second, uint64
     disk->rate = refusal ? 0 : blocks_per_second;
     disk->burst = burst_blocks;
     disk->failure = 0;
+    disk->slowest_ns = 0; /* of this order */
     pthread_mutex_unlock(&disk->lock);
     return refusal;
 }
