@@ -115,8 +115,10 @@ class Report:
 
     def _text(self, result: dict[str, Any]) -> str:
         took = format_duration(result["total_s"])
-        if "pause_ms" not in result:
+        if not self.is_live:
             return f"moved from {self.source} to {self.target} in {took}, off"
+        if "pause_ms" not in result:  # the QEMU that would have said more was gone by then
+            return f"moved from {self.source} to {self.target} in {took}"
         return (
             f"moved from {self.source} to {self.target} in {took}, pause "
             f"{format_duration(result['pause_ms'] / 1000)}, {format_size(result['bytes_wire'])} "
