@@ -19,11 +19,13 @@ from sterna import clock
 from sterna.errors import (
     Cancelled,
     FileCopyFailed,
+    QEMULost,
     SternaError,
     StorageMoveCancelled,
     StorageMoveFailed,
     StorageMoveLeftovers,
     StorageMoveRefused,
+    VMLost,
     VMWrongState,
     VolumeExists,
 )
@@ -161,7 +163,8 @@ class StorageMove:
             if self.job.stopped_by == "user":
                 raise StorageMoveCancelled(vm=self.vm.name, phase=self.job.phase) from error
             return
-        if isinstance(error, SternaError) and not isinstance(error, StorageMoveLeftovers):
+        told = isinstance(error, (StorageMoveLeftovers, StorageMoveFailed))
+        if isinstance(error, SternaError) and not told:
             raise StorageMoveFailed(
                 vm=self.vm.name,
                 phase=self.job.phase,
@@ -179,8 +182,10 @@ class StorageMove:
             for volume in made:
                 if (path := self.pools.volume_path(volume.pool, volume.volume)).exists():
                     raise VolumeExists(path=path, pool=volume.pool, volume=volume.volume)
+            if self.vm.record.made or self.vm.record.leaving:
+                await self._clear()  # of an earlier step, from a pool that is back perhaps
             undo.push("remove what was made for its disks", self._clear)
-            await self.vm.write(made=made)
+            await self.vm.write(made=(*self.vm.record.made, *made))
             self.copies.templates = tuple(lacking)
             step.say(f"{_count(len(made), 'file')} will be made in {self._places()}")
 
@@ -197,12 +202,10 @@ class StorageMove:
         return True
 
     async def _clear(self) -> None:
-        """Undo: by the record, which names the former images still."""
+        """By the record: before the switch it names the former images, after it the new ones."""
         try:
             await mend(self.vm, self.pools, self.vms.kept)
-        except SternaError:
-            if self.vm.process is None:
-                raise
+        except (QEMULost, VMLost):
             async with asyncio.timeout(QUIT_TIMEOUT_S):  # it ends, and all it had open with it
                 await self.vm.ended.wait()
             await mend(self.vm, self.pools, self.vms.kept)
@@ -222,17 +225,18 @@ class StorageMove:
                 await self.switchover.hold()
             with self.job.uncancellable():
                 await self._intend()
-                after = self._record()
+                after, before = self._record(), self.vm.record
+                ours = {*self.plan.new, *(item.target for item in self.copies.templates)}
                 try:
                     await self.vm.write(
                         spec=after.spec,
                         checkpoints=after.checkpoints,
                         saved=after.saved,
-                        made=(),
-                        leaving=self.plan.leaving,
+                        made=tuple(one for one in before.made if one not in ours),
+                        leaving=(*before.leaving, *self.plan.leaving),
                     )
                 finally:
-                    if not self.vm.record.made:
+                    if self.vm.record.leaving != before.leaving:
                         undo.dismiss()  # from here on the record names the new images
                 await self._take_effect()
             step.say(f"{self.vm.name} uses {_list(str(one.top) for one in self.plan.relocations)}")

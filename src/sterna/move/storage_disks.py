@@ -35,17 +35,18 @@ class Switchover:
         self._after = after
         self._speed = speed
         self._jobs: dict[str, str] = {}  # disk -> job
-        self._tops: dict[str, tuple[Layer, str | None]] = {}
+        self._tops: list[tuple[str, Layer, str | None]] = []  # old node, new image, what it is on
 
     async def mirror(self, one: Relocation) -> None:
         """Open the new images of a disk, which are all there, and begin. Raises QMPError."""
         layers = chain.layers(self._after, one.there, self._pools)
         await self._blocks.add(nodes.chain(layers, read_only=False))
-        self._tops[one.disk.name] = (layers[0], layers[1].node if len(layers) > 1 else None)
+        old, below = node_name(one.disk.pool, one.disk.volume), layers[1:2]
+        self._tops.append((old, layers[0], below[0].node if below else None))
         job = f"mirror-{layers[0].node}"
         await self._blocks.mirror(
             job,
-            node_name(one.disk.pool, one.disk.volume),
+            old,
             layers[0].node,
             sync="full" if one.is_whole else "top",
             speed=self._speed,
@@ -88,7 +89,9 @@ class Switchover:
                 reason=f"the guest writes faster than the new storage takes it: its disks were "
                 f"not in step within {HOLD_S:g} s"
             ) from error
-        for layer, below in self._tops.values():
+        for old, layer, below in self._tops:
+            if layer.format == "qcow2":  # others keep no dirty bitmaps
+                await self._blocks.copy_bitmaps(old, layer.node)
             await self._blocks.flush(nodes.image(layer, backing=below)[1])
 
     async def _calm(self) -> None:

@@ -110,6 +110,33 @@ class Blocks:
                 )
         return ()
 
+    async def copy_bitmaps(self, source: str, target: str) -> None:
+        """Give `target`, of the same size, the bitmaps of `source` that are kept in its file.
+
+        While neither is written to: both say the same then, and go on from there.
+        """
+        names = await self.bitmaps(source)
+        for item in await self._nodes():
+            if item["node-name"] != source:
+                continue
+            for bitmap in item.get("dirty-bitmaps", ()):
+                if bitmap.get("name") in names:
+                    name = str(bitmap["name"])
+                    added: dict[str, object] = {
+                        "node": target,
+                        "name": name,
+                        "granularity": int(bitmap["granularity"]),
+                        "persistent": True,
+                        "disabled": not bitmap.get("recording", True),
+                    }
+                    await self._do("block-dirty-bitmap-add", added)
+                    merged = {
+                        "node": target,
+                        "target": name,
+                        "bitmaps": [{"node": source, "name": name}],
+                    }
+                    await self._do("block-dirty-bitmap-merge", merged)
+
     async def network_nodes(self) -> list[str]:
         """Nodes whose data comes from another host."""
         return [node for node, driver in (await self.formats()).items() if driver == "nbd"]
