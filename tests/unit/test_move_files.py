@@ -188,6 +188,9 @@ async def test_what_arrived_before_a_failure_is_not_sent_again(tmp_path, monkeyp
         await ends.arriving.place()
     await ends.arriving.close()
     assert not ends.there(one).exists()
+    held = [ends.parts.held(SPEC.id, Volume(pool="local", volume=p.name)) for p in (one, two)]
+    assert held == [4 * CHUNK, 8 * CHUNK]
+    assert ends.parts.held(SPEC.id, Volume(pool="local", volume="three")) == 0
     ends.breaks_after, ends.puts = None, []
     flip(ends.part(two), 100)  # whatever happened to it meanwhile
     ends.reserve(one, two)

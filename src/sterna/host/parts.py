@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sterna import clock
-from sterna.errors import FileNotStored, SternaError, VolumeExists
+from sterna.errors import BadSpec, FileNotStored, SternaError, VolumeExists
 from sterna.host import chunks, storage
 from sterna.host.registry import Pools
 from sterna.model.disk import Volume
@@ -160,6 +160,14 @@ class Parts:
                 self._in_use.discard(path)
                 raise
 
+    def held(self, owner: str, place: Volume) -> int:
+        """Bytes on storage of the part that shall be `place`; 0 if there is none."""
+        try:
+            path = self._path(self._pools.require(place.pool), owner, place.volume)
+            return path.stat().st_blocks * 512
+        except (OSError, SternaError):
+            return 0
+
     def release(self, part: Part) -> None:
         """Close it; it stays for who goes on with it."""
         part.close()
@@ -206,7 +214,7 @@ class Parts:
     @staticmethod
     def _folder(pool: Pool, owner: str) -> Path:
         if not _OWNER.fullmatch(owner):
-            raise ValueError(f"{owner!r} cannot own parts")
+            raise BadSpec(where="id", reason=f"{owner!r} is not the id of a VM")
         return Path(pool.path) / DIRECTORY / owner
 
     @contextlib.contextmanager

@@ -23,11 +23,13 @@ from sterna.errors import (
     VMWrongState,
     VolumeExists,
 )
+from sterna.host.parts import Parts
 from sterna.model.disk import Volume, node_name
 from sterna.model.host import HostFacts
 from sterna.model.reservation import Reservation, ReservationStatus
 from sterna.model.vm import OwnershipState, VMRecord
 from sterna.move import capabilities, protocol
+from sterna.move.arriving import owner
 from sterna.move.memory import UNLIMITED
 from sterna.move.travel import GROWTH
 from sterna.qemu import image
@@ -40,8 +42,9 @@ from sterna.vms.service import VMs
 class Berth:
     """The places of this host for VMs that arrive."""
 
-    def __init__(self, vms: VMs) -> None:
+    def __init__(self, vms: VMs, parts: Parts) -> None:
         self._vms = vms
+        self._parts = parts
 
     @property
     def host(self) -> str:
@@ -133,8 +136,11 @@ class Berth:
     def _room(self, reservation: Reservation, facts: HostFacts) -> None:
         room: dict[str, int] = {}
         places = {disk.name: disk.pool for disk in reservation.spec.disks}
+        mine = owner(reservation.spec.id, is_lasting=not reservation.live)
         for file in reservation.files:
-            room[file.place.pool] = room.get(file.place.pool, 0) + file.allocated
+            lacking = file.allocated - self._parts.held(mine, file.place)
+            if lacking > 0 and not (file.is_base and self._is_here(file.place)):
+                room[file.place.pool] = room.get(file.place.pool, 0) + lacking
         for mirror in reservation.mirrors:
             pool = places[mirror.disk]
             room[pool] = room.get(pool, 0) + int(mirror.allocated * GROWTH)
@@ -148,6 +154,9 @@ class Berth:
                     needed=needed,
                     free=free.get(pool, 0),
                 )
+
+    def _is_here(self, place: Volume) -> bool:
+        return self._vms.launcher.pools.volume_path(place.pool, place.volume).exists()
 
     # ---- what is made ------------------------------------------------------------------------
 

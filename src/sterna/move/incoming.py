@@ -31,6 +31,7 @@ from sterna.model.vm import OwnershipState
 from sterna.move import protocol
 from sterna.move.arriving import ArrivingFiles
 from sterna.move.berth import Berth, opened
+from sterna.move.writeback import write_back
 from sterna.operations.runner import Job
 from sterna.vms.machine import VM
 from sterna.vms.service import VMs
@@ -66,7 +67,7 @@ class Incoming:
     def __init__(self, vms: VMs, gather: Callable[[], Awaitable[HostFacts]]) -> None:
         self._vms = vms
         self.parts = Parts(vms.launcher.pools, host=vms.config.name)
-        self._berth = Berth(vms)
+        self._berth = Berth(vms, self.parts)
         self._gather = gather
         self._admission = asyncio.Lock()
         self._arrivals: dict[str, Arrival] = {}
@@ -134,7 +135,19 @@ class Incoming:
                 raise
             arrival.is_open = True
             arrival.status = opened(arrival.status, found)
+            self._write_back(arrival)
             return arrival.status
+
+    def _write_back(self, arrival: Arrival) -> None:
+        """Until it is decided, what arrives of its disks is written down as it comes."""
+        disks = {disk.name: disk for disk in arrival.vm.record.spec.disks}
+        paths = [
+            self._vms.launcher.pools.volume_path(disk.pool, disk.volume)
+            for disk in (disks[mirror.disk] for mirror in arrival.reservation.mirrors)
+        ]
+        if paths:
+            name = f"disks of {arrival.vm.name}"
+            self._vms.runner.background(write_back(paths, arrival.decided), name)
 
     def _follow(self, arrival: Arrival) -> None:
         """The target's own operation, under the id of the source's."""

@@ -68,11 +68,11 @@ class Travel:
         return next(disk for disk in self.spec.disks if disk.name == name)
 
     def needs(self) -> dict[str, int]:
-        """Bytes that the target's pools must have free, at least, by pool."""
+        """Bytes that the target's pools must have free for the mirrors, at least, by pool.
+
+        What files need only the target can say: it may have a part of them.
+        """
         room: dict[str, int] = {}
-        for parcel in self.files:
-            pool = parcel.offer.place.pool
-            room[pool] = room.get(pool, 0) + parcel.offer.allocated
         for mirror in self.mirrors:
             pool = self.disk(mirror.disk.name).pool
             room[pool] = room.get(pool, 0) + int(mirror.offer.allocated * GROWTH)
