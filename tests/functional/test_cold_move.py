@@ -158,3 +158,46 @@ def test_a_cold_move_that_would_convert_a_disk_is_refused_before_it_begins(two):
     assert caught.value.exit_code == 3
     assert "it is off, and its files go as they are" in caught.value.message
     assert (volumes(b), parts(b)) == ({}, [])
+
+
+def test_a_template_goes_along_once_and_is_known_by_its_content_from_then_on(lab, tmp_path):
+    a, b = lab.hosts
+    here, there = a.folder / "pool" / "base.qcow2", b.folder / "pool" / "base.qcow2"
+    raw = content(tmp_path / "content.raw")
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", raw, here], check=True)
+    overlay = ["-F", "qcow2", "-b", "base.qcow2", here.with_name("tern-vda.qcow2")]
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *overlay], check=True)
+    disk = {"name": "vda", "pool": LOCAL_POOL, "volume": "tern-vda.qcow2"}
+    base = [{"volume": "base.qcow2"}]
+    a.client.post("/v1/vms", {"name": "tern", "memory": "64MiB", "disks": [disk | {"base": base}]})
+    wanted = virtual(here, tmp_path)
+    try:
+        first = ended(a, move(a, b))
+        assert first["state"] == "succeeded", first["error"]
+        assert first["result"]["bytes_disks"] > DATA
+        assert (list(volumes(a)), sorted(volumes(b))) == (
+            ["base.qcow2"],
+            [there.name, disk["volume"]],
+        )
+        assert virtual(volumes(b)[disk["volume"]], tmp_path) == wanted
+
+        back = ended(b, move(b, a))
+        assert back["state"] == "succeeded", back["error"]
+        assert back["result"]["bytes_disks"] < MIB
+        assert (sorted(volumes(a)), list(volumes(b))) == ([here.name, disk["volume"]], [there.name])
+
+        with there.open("r+b") as file:
+            file.seek(-5, os.SEEK_END)
+            file.write(b"other")
+        before = there.read_bytes()
+        refused = ended(a, move(a, b))
+        assert refused["state"] == "failed"
+        assert "base.qcow2 on hv-b is not the same as the template" in refused["error"]["title"]
+        assert "--flatten" in refused["error"]["hint"]
+        assert there.read_bytes() == before
+        assert is_off_and_only_on(lab, a)
+        assert (list(volumes(b)), parts(b)) == ([there.name], [])
+        assert virtual(volumes(a)[disk["volume"]], tmp_path) == wanted
+    finally:
+        for path in (here, there):
+            path.unlink(missing_ok=True)
