@@ -67,14 +67,14 @@ POINTS: dict[str, tuple[type, str, bool, When]] = {
     "memory": (Monitor, "query_migrate", AFTER, under_way),
     "handover": (Mirrors, "drain", BEFORE, always),
     "drained": (Mirrors, "drain", AFTER, always),
-    "yielded": (VM, "write", AFTER, to(S.YIELDING)),
+    "yielded": (Peer, "take", BEFORE, always),
     "tidy": (VM, "write", BEFORE, to(S.RELEASED)),
     "storage-copy": (Switchover, "progress", AFTER, always),
     "storage-pivot": (Switchover, "hold", AFTER, always),
     "storage-tidy": (VM, "write", AFTER, gives_up),
     "cold-reserve": (Peer, "reserve", AFTER, always),
     "cold-copy": (Peer, "put", AFTER, always),
-    "cold-yielded": (VM, "write", AFTER, to(S.YIELDING)),
+    "cold-yielded": (Peer, "take", BEFORE, always),
     "cold-tidy": (VM, "write", BEFORE, to(S.RELEASED)),
 }
 
