@@ -8,6 +8,8 @@ from typing import Literal
 from sterna.model.disk import STRICT, Checkpoint, StateFile, Volume
 from sterna.model.vm import OwnershipState, VMSpec
 
+GIVEN_UP = "its source gave the move up"  # reason of a refusal that the source asked for
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileOffer:

@@ -32,7 +32,7 @@ from sterna.model.disk import node_name
 from sterna.model.host import HostFacts
 from sterna.model.move import DiskProgress, MemoryProgress, MoveWishes, Phase
 from sterna.model.operation import Operation
-from sterna.model.reservation import ReservationStatus
+from sterna.model.reservation import GIVEN_UP, ReservationStatus
 from sterna.model.vm import OwnershipState
 from sterna.move import capabilities, checks, files, handover, memory, offer
 from sterna.move.disks import Mirrors
@@ -128,7 +128,7 @@ class Move:
         self.job = job
         self.vms = vms
         self.is_live = vm.process is not None
-        self._said = ""  # last words of the target's QEMU
+        self._told = ""  # what the target says of its side of a move that failed
         self._mirrors: Mirrors | None = None
         self._bitmaps: offer.Bitmaps = {}  # that travel
         self._opened: ReservationStatus | None = None
@@ -185,10 +185,8 @@ class Move:
             ) from error
 
     def _words_of_target(self, error: SternaError) -> str:
-        """The target's QEMU knows best why it did not take the stream."""
-        if not self._said or isinstance(error, TargetLost):
-            return ""
-        return f"; the QEMU of {self.peer.name} said: {self._said}"
+        """The target knows best why it did not take the stream."""
+        return "" if not self._told or isinstance(error, TargetLost) else f"; {self._told}"
 
     # ---- phases ----------------------------------------------------------------------------
 
@@ -225,7 +223,10 @@ class Move:
         """A target that cannot be told drops its reservation by itself: it hears no more of us."""
         try:
             answer = await self.peer.refuse(self.job.id, self.vm.id, epoch)
-            self._said = answer.said
+            if answer.said:
+                self._told = f"the QEMU of {self.peer.name} said: {answer.said}"
+            elif answer.reason != GIVEN_UP:
+                self._told = f"{self.peer.name} said: {answer.reason}"
         except HostUnreachable as error:
             self.job.log(f"{error.message}; it drops its reservation by itself", level="warning")
 

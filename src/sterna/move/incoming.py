@@ -440,5 +440,5 @@ class Incoming:
         return ReservationStatus(
             operation=operation,
             state=OwnershipState.REFUSED,
-            reason=f"{self.host} holds no such reservation any more",
+            reason=f"{self.host} holds no such reservation any more: its sternad has restarted",
         )

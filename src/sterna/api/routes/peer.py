@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Request, Response
 
 from sterna.errors import BadSpec
 from sterna.model import edge
-from sterna.model.reservation import Reservation, Take
+from sterna.model.reservation import GIVEN_UP, Reservation, Take
 
 router = APIRouter(prefix="/v1/peer", tags=["peer"])
 
@@ -65,7 +65,7 @@ async def refuse(
     """Give the reservation up, unless the VM has been taken: then the answer says so."""
     incoming = request.app.state.services.incoming
     answer = await incoming.refuse_asked(
-        operation, str(body.get("vm_id")), int(body.get("epoch", 0)), "its source gave the move up"
+        operation, str(body.get("vm_id")), int(body.get("epoch", 0)), GIVEN_UP
     )
     return dict(edge.dump(answer))
 
