@@ -29,6 +29,7 @@ import daemons
 import figures
 import images
 import libvirt
+from cpu import Cost
 from sterna.host.network import bridge_name
 from sterna.lab import record
 from sterna.lab.console import GuestConsole
@@ -140,10 +141,11 @@ class Bench:
         images.forget([self._ours(source)])
         client.post(f"/v1/vms/{VM}:resume")
         before = self._before(source, OURS, self._ours(source))
-        operation = client.post(f"/v1/vms/{VM}/moves", {"target": target})
-        while operation["state"] in ("queued", "running"):
-            operation = client.get(f"/v1/operations/{operation['id']}", {"wait": 20})
-        took = time.monotonic() - before["at"]
+        with Cost(self._lab.hosts) as cost:
+            operation = client.post(f"/v1/vms/{VM}/moves", {"target": target})
+            while operation["state"] in ("queued", "running"):
+                operation = client.get(f"/v1/operations/{operation['id']}", {"wait": 20})
+            took = time.monotonic() - before["at"]
         if operation["state"] not in ("succeeded", "warned"):
             raise RuntimeError(f"the move failed: {operation['error']}")
         found = self._after(source, OURS, before, took)
@@ -153,6 +155,7 @@ class Bench:
             "from": source,
             "to": target,
             **found,
+            "cpu_s": cost.seconds,
             "target_allocated": images.allocation(self._ours(target)),
             "bytes_memory_wire": result["bytes_wire"] - result.get("bytes_disks", 0),
             "report": result,
@@ -165,8 +168,9 @@ class Bench:
         images.forget([self._theirs(source)])
         here.resume(PEER)
         before = self._before(source, THEIRS, self._theirs(source))
-        await asyncio.to_thread(here.migrate, PEER, there)
-        took = time.monotonic() - before["at"]
+        with Cost(self._lab.hosts) as cost:
+            await asyncio.to_thread(here.migrate, PEER, there)
+            took = time.monotonic() - before["at"]
         found = self._after(source, THEIRS, before, took)
         there.suspend(PEER)
         job = there.job(PEER)
@@ -175,6 +179,7 @@ class Bench:
             "from": source,
             "to": target,
             **found,
+            "cpu_s": cost.seconds,
             "target_allocated": images.allocation(disk),
             "bytes_memory_wire": int(job.get("memory_processed", 0)),
             "report": job,
@@ -312,6 +317,7 @@ def summary(moves: Moves) -> dict[str, Any]:
 KEYS = (
     "total_s",
     "felt_ms",
+    "cpu_s",
     "bytes_wire",
     "bytes_memory_wire",
     "allocated",
