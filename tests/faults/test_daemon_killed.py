@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 CRASHING = Path(__file__).with_name("crashing.py")
 LOAD = Load(memory_mb_s=20, memory_mb=64)
+TIMES = 20
 # Where the VM must be when the source knows, or can ask, what its target durably wrote.
 STAYS = {
     "source-before-reserve",
@@ -108,16 +109,16 @@ def kill_in_mid_move(
     revive(victim)
 
 
-@pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.long)])
-def test_a_daemon_killed_at_any_moment_leaves_one_vm_and_the_truth(lab, times):
-    chance = random.Random(f"killed {times} times")
+@pytest.mark.long
+def test_a_daemon_killed_at_any_moment_leaves_one_vm_and_the_truth(lab):
+    chance = random.Random(f"killed {TIMES} times")
     with traveller(lab, LOAD) as guest:
         here, there = lab.hosts
         began = time.monotonic()
         assert guest.ended(here, guest.move(here, there))["state"] == "succeeded"
         usual_s = time.monotonic() - began
         here, there = there, here
-        for number in range(times):
+        for number in range(TIMES):
             victim = (here, there)[number % 2]
             at_s = chance.uniform(0, 1.2 * usual_s)
             before = {one["id"] for one in here.client.get("/v1/operations", {"kind": "move"})}
@@ -136,7 +137,7 @@ def test_a_daemon_killed_at_any_moment_leaves_one_vm_and_the_truth(lab, times):
                 here, there = there, here
 
 
-@pytest.mark.parametrize("side", ["source", "target"])
+@pytest.mark.parametrize("side", ["source", pytest.param("target", marks=pytest.mark.long)])
 def test_a_daemon_stopped_while_memory_travels_undoes_the_move(lab, side):
     source, target = lab.hosts
     victim = source if side == "source" else target
