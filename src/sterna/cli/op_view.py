@@ -69,6 +69,7 @@ def result(settings: Settings, operation: Mapping[str, Any]) -> None:
     else:
         told = (operation.get("result") or {}).get("text")
         line(printable(told or f"{operation.get('kind')} of {operation.get('vm')}: {state}"))
+        fields([("  disks", _disks(operation.get("result") or {}))])
         for warning in _warnings(operation):
             line(printable(f"warning: {warning}"))
 
@@ -97,6 +98,7 @@ def move_report(report: Mapping[str, Any]) -> None:
         ("  phases", ", ".join(f"{name} {format_duration(s)}" for name, s in phases.items())),
         ("  pause", ", ".join(f"{_words(name)} {_ms(ms)}" for name, ms in parts.items())),
         ("  memory", _memory(report)),
+        ("  disks", _disks(report)),
         ("  carrier", report.get("carrier")),
         ("  warning", list(report.get("warnings") or ())),
     ]
@@ -161,6 +163,21 @@ def _memory(report: Mapping[str, Any]) -> str:
     if report.get("bytes_wire"):
         parts.append(f"{format_size(report['bytes_wire'])} on the wire")
     return ", ".join(parts)
+
+
+def _disks(report: Mapping[str, Any]) -> list[str]:
+    """Of a move within a host each disk; of one between hosts the bytes of all."""
+    moved = report.get("disks")
+    moved = moved if isinstance(moved, dict) else {}  # others count them
+    rows = [
+        f"{name}: {disk['from']} to {disk['to']}, {format_size(disk['bytes'])} in "
+        f"{format_duration(disk['seconds'])}"
+        for name, disk in moved.items()
+        if isinstance(disk, dict) and disk.keys() >= {"from", "to", "bytes", "seconds"}
+    ]
+    if not rows and report.get("bytes_disks"):
+        return [f"{format_size(report['bytes_disks'])} on the wire"]
+    return rows
 
 
 def _warnings(operation: Mapping[str, Any]) -> list[Any]:
