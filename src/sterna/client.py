@@ -163,9 +163,9 @@ class Client:
         """The JSON at `path`."""
         return self._ask("GET", path + _query(query), None, wait_s)
 
-    def post(self, path: str, body: Any = None) -> Any:
+    def post(self, path: str, body: Any = None, wait_s: float = CHANGE_S) -> Any:
         """Send `body` (JSON types) and return the answer's JSON; None if it has none."""
-        return self._ask("POST", path, body, CHANGE_S)
+        return self._ask("POST", path, body, wait_s)
 
     def delete(self, path: str, query: Mapping[str, Any] | None = None) -> Any:
         return self._ask("DELETE", path + _query(query), None, CHANGE_S)

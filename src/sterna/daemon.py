@@ -37,8 +37,10 @@ from sterna.move.recovery import Recovery
 from sterna.move.storage import StorageMoves
 from sterna.operations.journal import Journal
 from sterna.operations.runner import Runner
+from sterna.port.service import Ports
 from sterna.qemu import capabilities
 from sterna.security import identity
+from sterna.vms.inspection import Inspections
 from sterna.vms.launch import Launcher
 from sterna.vms.service import VMs
 
@@ -59,6 +61,8 @@ class Daemon:
         self.peers = Peers(settings)
         self.incoming = Incoming(self.vms, self.facts)
         self.checkpoints = Checkpoints(self.vms)
+        self.inspections = Inspections(self.vms)
+        self.ports = Ports(self.vms, self.checkpoints)
         self.moves = Moves(self.vms, self.peers, self.facts)
 
     async def facts(self) -> HostFacts:
@@ -99,11 +103,13 @@ class Daemon:
 
     async def start(self) -> None:
         """Bring switches and VMs back to what their records say; then the API may answer."""
-        recovery = Recovery(
-            self.vms, self.peers, self.incoming, settlers(self.vms, self.checkpoints)
-        )
+        self.ports.load()
+        ends = {**settlers(self.vms, self.checkpoints), **self.ports.settlers()}
+        recovery = Recovery(self.vms, self.peers, self.incoming, ends)
         await recovery.run()
+        await self.ports.clear()
         self.runner.background(self.vms.kept.janitor(), "delete kept copies that have expired")
+        self.runner.background(self.inspections.note(), "note what frozen images look like")
         self.runner.background(self.incoming.parts.janitor(), "delete parts of files of old moves")
 
     def services(self) -> Services:
@@ -120,6 +126,8 @@ class Daemon:
             operations=self.runner,
             moves=self.moves,
             checkpoints=self.checkpoints,
+            inspections=self.inspections,
+            ports=self.ports,
             storage_moves=StorageMoves(self.vms),
             incoming=self.incoming,
         )

@@ -16,6 +16,7 @@ from sterna.api.routes import (
     operations,
     peer,
     pools,
+    port,
     root,
     switches,
     vms,
@@ -23,7 +24,7 @@ from sterna.api.routes import (
 from sterna.api.services import Services
 from sterna.api.views import Problem
 
-PUBLIC = (root, vms, checkpoints, switches, pools, disks, operations, events)
+PUBLIC = (root, vms, checkpoints, switches, pools, disks, port, operations, events)
 SCHEMA = "/v1/openapi.json"
 DESCRIPTION = (
     "Hosts, VMs and moves. Long work is an operation: 202, Location, then /v1/operations/{id}. "

@@ -12,6 +12,7 @@ from sterna.model.checkpoint import ApplyWishes, CheckpointWishes
 from sterna.model.host import HostFacts, Pool, PoolFacts, Switch, SwitchFacts
 from sterna.model.move import MoveWishes, StorageWishes
 from sterna.model.operation import Operation
+from sterna.model.port import ExportWishes, ImportWishes
 from sterna.model.vm import VMSpec
 from sterna.operations.runner import Runner
 
@@ -53,6 +54,18 @@ class Kept(Protocol):
     async def discard(self, copy_id: str) -> None: ...
 
 
+class Inspections(Protocol):
+    async def run(self, wishes: Any) -> JSON: ...
+
+
+class Ports(Protocol):
+    """VMs as folders; `ref` is a VM's name or id."""
+
+    def export(self, ref: str, wishes: ExportWishes) -> Operation: ...
+    async def check(self, wishes: ImportWishes) -> Sequence[Any]: ...
+    async def begin(self, wishes: ImportWishes) -> Operation: ...
+
+
 class Moves(Protocol):
     async def begin(self, ref: str, wishes: MoveWishes) -> Operation: ...
 
@@ -88,6 +101,8 @@ class Services:
     storage_moves: StorageMoves
     kept: Kept | None = None
     checkpoints: Checkpoints | None = None
+    inspections: Inspections | None = None
+    ports: Ports | None = None
     incoming: Any = None  # what routes/peer.py serves
 
 

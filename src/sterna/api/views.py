@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sterna.model.disk import STRICT, Volume
 from sterna.model.host import Pool, Switch
+from sterna.model.move import Severity
 from sterna.model.vm import Ownership, RunState, VMSpec
 
 MAX_STOP_S = 3600.0  # who wants to wait longer for a guest wants to be asked again
@@ -97,6 +98,26 @@ class KeptView(View):
     created: str
     expires: str
     files: list[KeptFileView]
+
+
+class CheckView(View):
+    id: str = Field(description="Stable, such as disk.image-missing")
+    severity: Severity
+    finding: str
+    fix: str
+
+
+class FindingView(CheckView):
+    vm: str
+    disk: str
+    place: str = Field(description="POOL/FILE")
+
+
+class DiskCheckView(View):
+    vms: list[str] = Field(description="Names of those that were looked at")
+    images: int = Field(description="How many images were looked at")
+    outcome: Literal["well", "warned", "broken"]
+    findings: list[FindingView] = Field(description="The first broken link of each chain first")
 
 
 class Problem(View):

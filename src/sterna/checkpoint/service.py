@@ -85,6 +85,11 @@ class Checkpoints:
 
         return self._start("checkpoint", vm, work)
 
+    async def freeze(self, vm: VM, job: Job, name: str) -> None:
+        """One of disks only, for another operation, whose lease the caller holds."""
+        with_memory = require_possible(vm, memory=False)
+        await self._create(vm, job, name, with_memory, CheckpointWishes().max_downtime_ms)
+
     async def _create(
         self, vm: VM, job: Job, name: str, with_memory: bool, max_downtime_ms: int
     ) -> JSON:

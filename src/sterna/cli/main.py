@@ -21,7 +21,7 @@ LAZY = {
     "host": ("sterna.cli.host:host", "Look at this host and the hosts that it knows."),
     "switch": ("sterna.cli.switch:switch", "Virtual switches that VMs are plugged into."),
     "pool": ("sterna.cli.pool:pool", "Places for the disks of VMs."),
-    "disk": ("sterna.cli.disk:disk", "Files of disks, and copies that moves have kept."),
+    "disk": ("sterna.cli.disk:disk", "Check the images of disks; copies that moves have kept."),
     "lab": ("sterna.cli.lab:lab", "Hosts on this one machine, to try everything."),
     "completion": ("sterna.cli.completion:completion", "Print the completion script of a shell."),
 }

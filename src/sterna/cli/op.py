@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from sterna.client import Client
 
 KINDS = click.Choice(
-    ["move", "receive", "stop", "storage-move", "checkpoint", "apply", "merge", "save", "restore"]
-)
+    ["move", "receive", "stop", "storage-move", "checkpoint", "apply", "merge", "save", "restore",
+     "export", "import"]
+)  # fmt: skip
 STATES = click.Choice(
     ["queued", "running", "cancelling", "unknown", "succeeded", "warned", "failed", "cancelled", "partial"]
 )  # fmt: skip

@@ -94,6 +94,10 @@ def _vlan(text: str) -> int:
     return int(text)
 
 
+def _base(text: str) -> list[dict[str, str]]:
+    return [{"volume": text}]
+
+
 def _truth(text: str) -> bool:
     if text not in ("true", "false", "yes", "no"):
         raise click.BadParameter(f"{text!r} is neither yes nor no")
@@ -105,6 +109,7 @@ _DISK: dict[str, Callable[[str], Any]] = {
     "pool": str,
     "size": size,
     "image": str,
+    "base": _base,
     "format": str,
     "volume": str,
     "read_only": _truth,

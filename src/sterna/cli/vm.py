@@ -10,6 +10,7 @@ import click
 from sterna.cli import complete
 from sterna.cli.checkpoint import checkpoint, follow_to_end
 from sterna.cli.command import Settings, command, group
+from sterna.cli.port import export, import_
 from sterna.cli.values import disk, duration, nic, size
 
 vm = group(
@@ -20,6 +21,8 @@ vm = group(
     "sterna vm show web -o json",
 )
 vm.add_command(checkpoint)
+vm.add_command(export)
+vm.add_command(import_)
 the_vm = click.argument("name", metavar="VM", shell_complete=complete.vms)
 CANCELLED = 7  # DESIGN: exit codes
 FILE = click.Path()  # completes names of files; whether one is there is found out later
@@ -31,6 +34,7 @@ FIRMWARE = click.Choice(["bios", "uefi"])
     "create",
     "sterna vm create web --vcpus 2 --memory 2GiB --disk size=20GiB --nic switch=lan",
     "sterna vm create web --disk image=/images/debian.qcow2,size=20GiB --nic switch=lan --start",
+    "sterna vm create web --disk base=golden.qcow2,size=20GiB --nic switch=lan",
     "sterna vm create web --nic switch=lan,vlan=20 --nic switch=lan,mac=52:54:00:12:34:56",
     "sterna vm create rescue --kernel ./vmlinuz --initrd ./initrd.img --cmdline console=ttyS0",
     "sterna vm create -f web.toml",
@@ -48,8 +52,8 @@ FIRMWARE = click.Choice(["bios", "uefi"])
     type=disk,
     metavar="KEY=VALUE,…",
     multiple=True,
-    help="A disk: pool=, size=, image= (copied), format=qcow2|raw, volume= (a file that exists), "
-    "read_only=, name=. Default: pool=default, name=vda, vdb …",
+    help="A disk: pool=, size=, image= (copied), base= (a template in the same pool), "
+    "format=qcow2|raw, volume= (a file that exists), read_only=, name=. Default: pool=default, name=vda, vdb …",
 )
 @click.option(
     "--nic",

@@ -18,6 +18,7 @@ from sterna.errors.lab import *
 from sterna.errors.move import *
 from sterna.errors.operation import *
 from sterna.errors.place import *
+from sterna.errors.port import *
 from sterna.errors.qemu import *
 from sterna.errors.request import *
 from sterna.errors.vm import *

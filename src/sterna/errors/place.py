@@ -34,6 +34,12 @@ class VolumeForbidden(Refused):
     hint = "Use a plain file name whose file lies in the pool"
 
 
+class VolumeRefused(Refused):
+    code = "volume.refused"
+    text = "{path} cannot be used for disk {disk} of {vm}: {reason}"
+    hint = "{fix}"
+
+
 class PoolNotFound(NotFound):
     code = "pool.not-found"
     text = "{host} has no pool called {pool}"

@@ -38,13 +38,19 @@ class ImageInfo:
     format: str
     size: int  # that a guest sees
     allocated: int  # on the host's disk
-    backing: str = ""  # the file that it is a difference to
+    backing: str = ""  # the file that it is a difference to, as its header names it
+    backing_format: str = ""  # empty: its header does not say
     data_file: str = ""  # the file that holds its data
+    is_marked_corrupt: bool = False  # QEMU found damage while it used it
 
 
-async def info(path: Path) -> ImageInfo:
-    """What `path` is; it may be in use. Raises ImageFailed, QEMUMissing."""
-    text = await _run("read", path, "info", "--output=json", "--force-share", _name(path))
+async def info(path: Path, image_format: Format | None = None) -> ImageInfo:
+    """What `path` is; it may be in use. What it rests on is not opened.
+
+    Without a format that is guessed. Raises ImageFailed, QEMUMissing.
+    """
+    kind = ("-f", image_format) if image_format else ()
+    text = await _run("read", path, "info", "--output=json", "--force-share", *kind, _name(path))
     answer = json.loads(text)
     specific = answer.get("format-specific", {}).get("data", {})
     return ImageInfo(
@@ -52,8 +58,20 @@ async def info(path: Path) -> ImageInfo:
         size=int(answer["virtual-size"]),
         allocated=int(answer.get("actual-size", 0)),
         backing=str(answer.get("backing-filename", "")),
+        backing_format=str(answer.get("backing-filename-format", "")),
         data_file=str(specific.get("data-file", "")),
+        is_marked_corrupt=bool(specific.get("corrupt", False)),
     )
+
+
+async def damage(path: Path) -> tuple[int, int]:
+    """Errors in the qcow2 image at `path`, and clusters that it holds for nothing.
+
+    Nobody may write to it. What it rests on must be there. Raises ImageFailed, QEMUMissing.
+    """
+    kind = ("--output=json", "--force-share", "-f", "qcow2")
+    found = json.loads(await _run("check", path, "check", *kind, _name(path), good=(0, 2, 3)))
+    return int(found.get("corruptions", 0)), int(found.get("leaks", 0))
 
 
 async def size_of(path: Path, image_format: Format) -> int:
@@ -71,9 +89,18 @@ def is_in_use(path: Path) -> bool:
     They lock one byte for each permission that they use (from 100 on) or deny to others (from 200
     on): QEMU's block/file-posix.c, the same since 2.10. Raises OSError.
     """
+    return _is_locked(path, (100, 64), (200, 64))
+
+
+def is_written(path: Path) -> bool:
+    """Whether one of them may write to the image: as `is_in_use`, of one permission. Raises OSError."""
+    return _is_locked(path, (101, 1))
+
+
+def _is_locked(path: Path, *ranges: tuple[int, int]) -> bool:
     with path.open("rb") as file:
-        for start in (100, 200):
-            asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, 64, 0)
+        for start, length in ranges:
+            asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
             answer = fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked)
             if struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK:
                 return True
@@ -186,8 +213,8 @@ def _sync(path: Path) -> None:
         os.close(fd)
 
 
-async def _run(action: str, path: Path, *arguments: str) -> str:
-    """qemu-img's output; it is killed if we are cancelled."""
+async def _run(action: str, path: Path, *arguments: str, good: tuple[int, ...] = (0,)) -> str:
+    """qemu-img's output; it is killed if we are cancelled. `good`: exit codes of a success."""
     try:
         process = await asyncio.create_subprocess_exec(
             BINARY,
@@ -205,7 +232,7 @@ async def _run(action: str, path: Path, *arguments: str) -> str:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    if process.returncode:
+    if process.returncode not in good:
         reason = errors.decode(errors="replace").strip().removeprefix("qemu-img: ")
         status = process.returncode
         raise ImageFailed(

@@ -41,7 +41,7 @@ from sterna.model.vm import (
 )
 from sterna.operations.runner import Job, Runner
 from sterna.qemu import image
-from sterna.vms import chain, saved
+from sterna.vms import chain, saved, volumes
 from sterna.vms.kept import Kept
 from sterna.vms.launch import Launcher
 from sterna.vms.machine import VM
@@ -168,6 +168,8 @@ class VMs:
             host=self.config.name,
         )
         await asyncio.to_thread(self._check_new, spec)
+        spec = await volumes.resolve(spec, self.launcher.pools, self.config.name)
+        self.require_unused(spec)
         if self.find(spec.name) is not None or spec.id in self._vms:
             raise VMExists(vm=spec.name, host=self.config.name)
         record = VMRecord(
@@ -187,6 +189,11 @@ class VMs:
                 raise
         log.info("VM %s (%s) was created", spec.name, spec.id)
         return view(vm, self.config.name)
+
+    def require_unused(self, spec: VMSpec) -> None:
+        """Raises VolumeRefused if a disk of `spec` is another's."""
+        here = (vm.record for vm in self._vms.values() if vm.is_here)
+        volumes.require_unused(spec, volumes.uses(here), self.launcher.pools)
 
     def _check_new(self, spec: VMSpec) -> None:
         for nic in spec.nics:
@@ -223,7 +230,8 @@ class VMs:
         if disk.image:
             await image.convert(Path(disk.image), path, disk.format, disk.size)
         elif disk.size:
-            await image.create(path, disk.format, disk.size)
+            below = disk.base[0] if disk.base else None
+            await image.create(path, disk.format, disk.size, below)
 
     async def delete(self, ref: str, keep_disks: bool = False) -> None:
         """Delete a VM that is off, with its disks unless they are to be kept."""
@@ -234,7 +242,8 @@ class VMs:
             # The record goes first: files without an owner are litter, an owner without files a lie.
             await self._delete_record(vm)
             if not keep_disks:
-                for file in chain.own_files(vm.record):
+                record = vm.record
+                for file in {*chain.own_files(record), *record.made, *record.leaving}:
                     await self.launcher.pools.delete_volume(file.pool, file.volume)
             self.launcher.remove_files(vm.record.spec)
         log.info("VM %s was deleted", vm.name)

@@ -1,28 +1,39 @@
-"""Copies of disks that moves have kept."""
+"""Files of disks: copies that moves have kept, and whether all images are well."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Response
 
 from sterna.api.answers import answer
 from sterna.api.services import Here
-from sterna.api.views import KeptView
-from sterna.errors import KeptNotFound
+from sterna.api.views import DiskCheckView, KeptView
+from sterna.errors import KeptNotFound, NoSuchPath
 from sterna.model.edge import dump
+from sterna.vms.inspection import CheckWishes
 
-router = APIRouter(prefix="/v1/kept", tags=["disks"])
+router = APIRouter(prefix="/v1", tags=["disks"])
 
 
-@router.get("", response_model=list[KeptView])
+@router.get("/kept", response_model=list[KeptView])
 async def kept(here: Here) -> Response:
     """All kept copies of this host, the oldest first."""
     return answer([dump(copy) for copy in here.kept.list()] if here.kept else [])
 
 
-@router.delete("/{copy}", status_code=204)
+@router.delete("/kept/{copy}", status_code=204)
 async def discard(copy: str, here: Here) -> Response:
     """Delete a kept copy and its files."""
     if here.kept is None:
         raise KeptNotFound(copy=copy)
     await here.kept.discard(copy)
     return Response(status_code=204)
+
+
+@router.post("/disk-check", response_model=DiskCheckView)
+async def check(here: Here, wishes: Annotated[CheckWishes | None, Body()] = None) -> Response:
+    """Hold all images of VMs against their records; nothing is changed."""
+    if here.inspections is None:
+        raise NoSuchPath(path="disk-check")
+    return answer(await here.inspections.run(wishes or CheckWishes()))

@@ -1,0 +1,1 @@
+"""VMs as folders: written by one host, read by any other."""
