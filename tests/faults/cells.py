@@ -137,7 +137,8 @@ def cancel(scene: Scene) -> None:
 
 
 def refill(scene: Scene) -> None:
-    scene.stage.fill(scene.stage.pool(scene.target, scene.pools[1]))
+    host = scene.source if scene.phase.kind == "storage" else scene.target
+    scene.stage.fill(scene.stage.pool(host, scene.pools[1]))
 
 
 FAULTS = {
@@ -317,6 +318,8 @@ def _is_held(scene: Scene) -> bool:
 def _is_under_way(scene: Scene) -> bool:
     """Never true: the point is still ahead. Bad if it will never come."""
     found = scene.source.client.get(f"/v1/operations/{scene.operation}")
+    if not scene.stage.is_armed(scene.source):
+        return False  # it has been passed meanwhile
     if found["state"] not in ("queued", "running"):
         raise Bad(f"the move was over before the fault: {found['state']} {found['error']}")
     return False

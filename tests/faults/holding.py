@@ -114,6 +114,8 @@ async def _pass(folder: Path, points: list[str], moment: bool, *args: Any, **cha
     if wanted not in points:
         return
     _, _, when_moment, when = POINTS[wanted]
+    if act == "raise" and isinstance(args[0], VM):
+        when_moment = BEFORE  # a write that fails has not been done
     if when_moment is not moment or not when(*args, **changes):
         return
     fault.unlink()

@@ -182,7 +182,11 @@ def test_links_within_the_pool_and_a_pool_behind_a_link_are_fine(
 def test_deleting_a_volume_twice_is_fine_but_not_while_the_pool_is_away(pool: Pool) -> None:
     volume = Path(pool.path) / "web.raw"
     volume.touch()
+    (Path(pool.path) / ".web.raw.0123abcd.part").touch()  # its maker was killed
+    (Path(pool.path) / ".web.raw.b.0123abcd.part").touch()  # of another volume
     storage.delete_volume(pool, "web.raw")
+    assert not (Path(pool.path) / ".web.raw.0123abcd.part").exists()
+    (Path(pool.path) / ".web.raw.b.0123abcd.part").unlink()
     storage.delete_volume(pool, "web.raw")
     assert not volume.exists()
     (Path(pool.path) / IDENTITY_FILE).unlink()

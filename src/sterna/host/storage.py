@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import uuid
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from sterna.model.edge import dump_json, parse_json
 from sterna.model.host import Pool, PoolFacts
 
 IDENTITY_FILE = ".sterna-pool.json"
+PART_CHANCE = "[0-9a-f]" * 8  # of `qemu.image`: an image has such a name until it is whole
 _IDENTITY_LIMIT = 64 << 10  # bytes; ours has 150, a longer file is not ours
 _NAME_LIMIT = 255  # bytes of a file name, on every file system that matters
 
@@ -233,11 +235,13 @@ def volume_path(pool: Pool, volume: str) -> Path:
 def delete_volume(pool: Pool, volume: str) -> None:
     """Delete `volume`, which may be gone already; but not while its pool is not there.
 
-    Raises VolumeForbidden, PoolUnusable.
+    So is what was to become it, if whoever made it has died. Raises VolumeForbidden, PoolUnusable.
     """
     path = volume_path(pool, volume)
     check(pool)
     try:
+        for part in path.parent.glob(f".{glob.escape(path.name)}.{PART_CHANCE}.part"):
+            part.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
     except OSError as error:
         raise _unusable(pool, error) from error
