@@ -9,7 +9,7 @@ ROOT := $(shell test "$$(id -u)" = 0 || echo sudo env PYTHONDONTWRITEBYTECODE=1)
 PYTEST = $(BIN)/python -m pytest
 ROOT_PYTEST = $(ROOT) $(PYTEST) -p no:cacheprovider
 
-.PHONY: help setup setup-dev install demo test lint format unit golden functional faults crashes ui bench docs \
+.PHONY: help setup setup-dev install demo test lint format unit model golden functional faults crashes ui bench docs \
 	clean distclean
 
 help: ## this list
@@ -43,6 +43,9 @@ format: setup-dev ## let ruff format the code and mend what it can
 
 unit: setup-dev ## tests that need no QEMU and no root (seconds)
 	$(PYTEST) -m "not functional and not faults and not ui and not long" tests/unit tests/golden
+
+model: setup-dev ## who owns a VM: every order of crashes and messages, within larger bounds (minutes)
+	$(BIN)/python tests/model/explore.py
 
 golden: setup-dev ## write the golden files anew; look at the difference before you commit it
 	STERNA_GOLDEN=write $(PYTEST) -m "not functional" tests/golden
