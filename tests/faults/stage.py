@@ -38,7 +38,8 @@ SPARE_POOL = "spare"
 FOLDERS = {LOCAL_POOL: "pool", SPARE_POOL: "spare"}
 POOL_BYTES = 400 << 20
 FILLER = "filler"
-OWN = {".sterna-pool.json", FILLER}
+# Not the VM's: parts of files are kept for a second try, until they are old.
+OWN = {".sterna-pool.json", ".sterna-parts", FILLER}
 RATE = 60  # blocks a second to each disk
 LOAD = Load(
     memory_mb_s=8,
