@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -37,6 +38,8 @@ from sterna.qemu.sockets import listening_ports
 from sterna.vms import chain
 from sterna.vms.machine import VM
 from sterna.vms.service import VMs
+
+log = logging.getLogger(__name__)
 
 
 class Berth:
@@ -288,9 +291,19 @@ class Berth:
             if file in templates:  # it came with this VM, and another one uses it now
                 continue
             await self._vms.launcher.pools.delete_volume(file.pool, file.volume)
+        await self._remove_parts(vm)
         self._vms.launcher.remove_files(vm.record.spec)
         if vm.record.made:
             await vm.write(made=())
+
+    async def _remove_parts(self, vm: VM) -> None:
+        """What a daemon that died left of a live move; of a VM that is off they are of use still."""
+        mine = owner(vm.id, is_lasting=False)
+        pools = {disk.pool for disk in vm.record.spec.disks}
+        try:
+            await self._parts.run(lambda: self._parts.remove(mine, pools))
+        except SternaError as error:
+            log.warning("parts of %s stay for a day: %s", vm.name, error)
 
     def _templates_but_of(self, vm: VM) -> frozenset[Volume]:
         """What the disks of all other VMs here rest on, of those too that are about to come."""

@@ -70,6 +70,22 @@ async def refuse(
     return dict(edge.dump(answer))
 
 
+@router.get("/vms/{vm_id}")
+async def standing(request: Request, vm_id: str) -> dict[str, Any]:
+    """What this host durably knows of the ownership of a VM; an empty state: nothing."""
+    state, epoch = request.app.state.services.doubts.standing(vm_id)
+    return {"state": state, "epoch": epoch}
+
+
+@router.post("/fenced")
+async def fenced(request: Request, body: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
+    """The VM was taken back from this host while it was off, up to that epoch. May be repeated."""
+    wish = edge.parse(Take, {key: body.get(key) for key in ("vm_id", "epoch")}, "fence")
+    by = str(body.get("by") or "its former owner")
+    state, epoch = await request.app.state.services.doubts.fenced(wish.vm_id, wish.epoch, by)
+    return {"state": state, "epoch": epoch}
+
+
 @router.get("/reservations/{operation}/files/{n}")
 async def digests(request: Request, operation: str, n: int, first: int = 0) -> Response:
     """What is here of a file: 32 bytes for each chunk, from chunk `first` on, as many as come at once."""
@@ -81,7 +97,8 @@ async def digests(request: Request, operation: str, n: int, first: int = 0) -> R
 async def put(request: Request, operation: str, n: int, chunk: int, blocks: str) -> Response:
     """One chunk of a file: its blocks that are not zero, `blocks` says which, as hexadecimal bits."""
     files = request.app.state.services.incoming.files(operation)
-    await files.put(n, chunk, _bits(blocks), await request.body())
+    pieces = [piece async for piece in request.stream() if piece]  # one; `body()` would copy it
+    await files.put(n, chunk, _bits(blocks), b"".join(pieces))
     return Response(status_code=204)
 
 
