@@ -328,7 +328,7 @@ class Move:
                 self.wishes,
                 self._progress,
             )
-            self.report.stopped = state.stopped or clock.monotonic()
+            self.report.guest_stopped(state.stopped or clock.monotonic())
             step.say(self.report.memory_sentence())
 
     async def _abort(self) -> None:

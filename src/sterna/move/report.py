@@ -46,6 +46,11 @@ class Report:
         finally:
             self._parts[name] = (clock.monotonic() - began) * 1000
 
+    def guest_stopped(self, since: float) -> None:
+        """It stands still since then (monotonic); what it wrote to its disks has ended by now."""
+        self.stopped = since
+        self._parts["stop"] = (clock.monotonic() - since) * 1000
+
     def migrated(self, info: MigrationInfo) -> None:
         """QEMU's own figures, when it says completed."""
         self._info = info
