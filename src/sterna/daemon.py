@@ -34,6 +34,7 @@ from sterna.move.engine import Moves
 from sterna.move.incoming import Incoming
 from sterna.move.peer import Peers
 from sterna.move.recovery import Recovery
+from sterna.move.resolve import Doubts
 from sterna.move.storage import StorageMoves
 from sterna.operations.journal import Journal
 from sterna.operations.runner import Runner
@@ -64,6 +65,7 @@ class Daemon:
         self.inspections = Inspections(self.vms)
         self.ports = Ports(self.vms, self.checkpoints)
         self.moves = Moves(self.vms, self.peers, self.facts)
+        self.doubts = Doubts(self.vms, self.peers, self.incoming)
 
     async def facts(self) -> HostFacts:
         """This host at this moment."""
@@ -108,6 +110,7 @@ class Daemon:
         recovery = Recovery(self.vms, self.peers, self.incoming, ends)
         await recovery.run()
         await self.ports.clear()
+        self.runner.background(self.doubts.tell(), "tell hosts that were fenced")
         self.runner.background(self.vms.kept.janitor(), "delete kept copies that have expired")
         self.runner.background(self.inspections.note(), "note what frozen images look like")
         self.runner.background(self.incoming.parts.janitor(), "delete parts of files of old moves")
@@ -130,6 +133,7 @@ class Daemon:
             ports=self.ports,
             storage_moves=StorageMoves(self.vms),
             incoming=self.incoming,
+            doubts=self.doubts,
         )
 
     async def hosts(self) -> list[dict[str, Any]]:

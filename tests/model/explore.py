@@ -307,7 +307,8 @@ class Explorer:
                 return
         disk = self.rules.fence(host.disk)
         if disk is not None:
-            after = self.put(world, number, disk=disk, source=None, todo=(("cont",),))
+            todo = (("cont",), ("unmark",))
+            after = self.put(world, number, disk=disk, source=None, todo=todo)
             yield f"{number} fences {now.to}", False, after._replace(fences=world.fences + 1)
 
     def user(self, world: World, number: int) -> Iterator[tuple[str, bool, World]]:

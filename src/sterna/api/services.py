@@ -9,6 +9,7 @@ from typing import Annotated, Any, Protocol
 from fastapi import Depends, Request
 
 from sterna.model.checkpoint import ApplyWishes, CheckpointWishes
+from sterna.model.doubt import Doubt
 from sterna.model.host import HostFacts, Pool, PoolFacts, Switch, SwitchFacts
 from sterna.model.move import MoveWishes, StorageWishes
 from sterna.model.operation import Operation
@@ -70,6 +71,13 @@ class Moves(Protocol):
     async def begin(self, ref: str, wishes: MoveWishes) -> Operation: ...
 
 
+class Doubts(Protocol):
+    """Moves whose outcome is unknown."""
+
+    async def explain(self, operation: str) -> Doubt: ...
+    async def fence(self, operation: str) -> Operation: ...
+
+
 class StorageMoves(Protocol):
     async def begin(self, ref: str, wishes: StorageWishes) -> Operation: ...
 
@@ -104,6 +112,7 @@ class Services:
     inspections: Inspections | None = None
     ports: Ports | None = None
     incoming: Any = None  # what routes/peer.py serves
+    doubts: Any = None  # a Doubts
 
 
 def _services(request: Request) -> Services:

@@ -133,6 +133,15 @@ class Problem(View):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Resolution:
+    """Body of :resolve. `fenced`: the target is off, and stays off until it has been told."""
+
+    __pydantic_config__ = STRICT
+
+    fenced: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StopWishes:
     """Body of :stop. By force pulls the plug; else the guest is asked, and given `timeout_s`."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from sterna.client import Client
 
 KINDS = click.Choice(
-    ["move", "receive", "stop", "storage-move", "checkpoint", "apply", "merge", "save", "restore",
+    ["move", "receive", "stop", "storage-move", "checkpoint", "apply", "merge", "save", "restore", "fenced",
      "export", "import"]
 )  # fmt: skip
 STATES = click.Choice(
@@ -27,6 +28,7 @@ op = group(
     "sterna op list --state running",
     "sterna op wait 3f2a --timeout 10m",
     "sterna op log 3f2a",
+    "sterna op resolve 3f2a",
 )
 any_operation = click.argument("operation", metavar="ID", shell_complete=complete.operations)
 live_operation = click.argument(
@@ -34,6 +36,7 @@ live_operation = click.argument(
 )
 
 
+CANCELLED = 7  # DESIGN: exit codes
 WHOLE = 36  # characters of an id
 
 
@@ -133,6 +136,40 @@ def cancel(settings: Settings, operation: str, waits: bool) -> int:
     else:
         line(f"cancelling {snapshot['id']}; wait for it with: sterna op wait {snapshot['id']}")
     return 0
+
+
+@command(op, "resolve", "sterna op resolve 3f2a", "sterna op resolve 3f2a --fenced --yes")
+@live_operation
+@click.option("--fenced", is_flag=True, help="The target is off, and stays off until told.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def resolve(settings: Settings, operation: str, fenced: bool, yes: bool) -> int:
+    """Explain a move whose outcome is unknown, or end it with --fenced.
+
+    Without options nothing changes: it says what is known and what each way out would lose. With
+    --fenced you declare that the target has no power and will not run the VM before it has heard
+    of this; the VM is then taken back and goes on here.
+    """
+    from sterna.cli import follow, op_view  # noqa: PLC0415 - start-up time
+    from sterna.cli.output import note  # noqa: PLC0415
+    from sterna.errors import Unconfirmed  # noqa: PLC0415
+
+    client = settings.client()
+    path = _path(client, operation)
+    doubt = client.get(f"{path}/doubt")
+    if not fenced:
+        op_view.doubt(settings, doubt)
+        return 0
+    if not yes:
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise Unconfirmed(action=f"taking {doubt['vm']} back from {doubt['target']}")
+        op_view.ways(doubt)
+        if not click.confirm(f"Is {doubt['target']} off, and will it stay off?", err=True):
+            note("nothing was changed")
+            return CANCELLED
+    with follow.Interrupts() as interrupts:
+        snapshot = client.post(f"{path}:resolve", {"fenced": True})
+        return follow.to_end(settings, client, snapshot, interrupts)
 
 
 @command(op, "log", "sterna op log 3f2a", "sterna op log 3f2a --after 20 -o json")

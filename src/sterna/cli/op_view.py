@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sterna.cli.command import Settings
@@ -49,6 +49,43 @@ def one(settings: Settings, operation: Mapping[str, Any]) -> None:
     ])  # fmt: skip
     if report := operation.get("result"):
         move_report(report)
+
+
+def doubt(settings: Settings, found: Mapping[str, Any]) -> None:
+    """What is known of a move whose outcome is unknown, and the ways out."""
+    if settings.is_json:
+        document(found)
+        return
+    target = found["target"]
+    line(
+        f"{found['vm']} was given to {target} (epoch {found['epoch']}), and {target} has not said "
+        "whether it took it."
+    )
+    line()
+    fields([
+        ("since", local_time(found["since"])),
+        ("here", f"the guest is {found['guest']}"),
+        (target, found["target_says"]),
+        ("others", list(found["others"])),
+        ("own disks there", ", ".join(found["travelling"])),
+    ])  # fmt: skip
+    line()
+    for text in _ways(found):
+        line(printable(text))
+    if found["blocker"]:
+        line(f"It cannot be taken back now: {found['blocker']}")
+
+
+def ways(found: Mapping[str, Any]) -> None:
+    """The ways out of a doubt, for whoever must choose."""
+    for text in _ways(found):
+        note(text)
+
+
+def _ways(found: Mapping[str, Any]) -> Iterator[str]:
+    for number, way in enumerate(found["ways"], 1):
+        yield f"{number}. {way['name']}: {way['what']}."
+        yield f"   It loses: {way['loses']}."
 
 
 def result(settings: Settings, operation: Mapping[str, Any]) -> None:

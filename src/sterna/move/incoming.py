@@ -371,6 +371,12 @@ class Incoming:
                 return arrival.status
             return await self._refuse(arrival, reason)
 
+    async def drop(self, vm: VM, reason: str) -> None:
+        """Refuse whatever reservation of `vm` is undecided here."""
+        for operation, arrival in list(self._arrivals.items()):
+            if arrival.vm is vm and not arrival.decided.is_set():
+                await self.refuse(operation, reason)
+
     async def refuse_asked(
         self, operation: str, vm_id: str, epoch: int, reason: str
     ) -> ReservationStatus:

@@ -17,6 +17,7 @@ from sterna.model import edge
 from sterna.model.host import HostFacts
 from sterna.model.move import Check
 from sterna.model.reservation import FileCheck, Reservation, ReservationStatus, Take
+from sterna.model.vm import OwnershipState
 from sterna.security import identity
 from sterna.units import KIB
 
@@ -86,6 +87,16 @@ class Peer:
         path = f"/v1/peer/reservations/{operation}:refuse"
         body = {"vm_id": vm_id, "epoch": epoch}
         return self._status(await self._ask("POST", path, body))
+
+    async def standing(self, vm_id: str) -> tuple[OwnershipState | None, int]:
+        """What it durably knows of that VM: (state, epoch)."""
+        found = await self._ask("GET", f"/v1/peer/vms/{vm_id}")
+        return OwnershipState(found["state"]) if found["state"] else None, int(found["epoch"])
+
+    async def fenced(self, vm_id: str, epoch: int, by: str) -> None:
+        """Tell it that its ownership up to `epoch` was taken back; it has written so on return."""
+        body = {"vm_id": vm_id, "epoch": epoch, "by": by}
+        await self._ask("POST", "/v1/peer/fenced", body, RESERVE_S)
 
     # ---- files -----------------------------------------------------------------------------
 

@@ -206,7 +206,8 @@ def fence(now: Standing) -> Standing | None:
         return None
     told = Fence(peer=now.ownership.peer, epoch=now.epoch)
     epoch = now.epoch + 1
-    return Standing(
+    return replace(
+        now,
         ownership=replace(now.ownership, state=OWNED, epoch=epoch),
         owned_epoch=epoch,
         fenced=(*(one for one in now.fenced if one.peer != told.peer), told),

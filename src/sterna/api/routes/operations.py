@@ -9,8 +9,10 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from sterna.api.answers import accepted, answer
 from sterna.api.events import EventStream, race
-from sterna.api.services import Here
+from sterna.api.services import Doubts, Here
+from sterna.api.views import Resolution
 from sterna.errors import BadSpec
+from sterna.model.doubt import Doubt
 from sterna.model.operation import LogLine, Operation, OperationState
 
 MAX_WAIT_S = 300.0  # proxies and firewalls cut silent connections at about that
@@ -90,6 +92,22 @@ async def events(
 async def cancel(operation: str, here: Here) -> Response:
     """Ask it to stop and undo; the answer comes at once, the end later."""
     return accepted(await here.operations.cancel(operation))
+
+
+@router.get("/{operation}/doubt", response_model=Doubt)
+async def doubt(operation: str, here: Here) -> Response:
+    """What is known of a move in state `unknown`, and the ways out. Asks the other hosts."""
+    doubts: Doubts = here.doubts
+    return answer(await doubts.explain(operation))
+
+
+@router.post("/{operation}:resolve", response_model=Operation, status_code=202)
+async def resolve(operation: str, here: Here, body: Resolution) -> Response:
+    """Declare the target off: the VM is taken back. The answer comes at once, the end later."""
+    doubts: Doubts = here.doubts
+    if not body.fenced:
+        raise BadSpec(where="fenced", reason="it must be true: to wait, there is nothing to do")
+    return accepted(await doubts.fence(operation))
 
 
 def _number(text: str) -> int:
