@@ -148,15 +148,12 @@ def apply(settings: Settings, /, name: str, point: str, detach: bool, **wished: 
     """
     from sterna.cli.output import note  # noqa: PLC0415 - start-up time
     from sterna.client import segment  # noqa: PLC0415
-    from sterna.errors import Unconfirmed  # noqa: PLC0415
 
     client, keep, force = settings.client(), wished["keep"], wished["force"]
-    if not force:
+    if not force and sys.stdin.isatty() and sys.stderr.isatty():
         view = client.get(f"/v1/vms/{segment(name)}")
         if view["state"] != "off" or view.get("saved"):
             state = "saved" if view.get("saved") else view["state"]
-            if not (sys.stdin.isatty() and sys.stderr.isatty()):
-                raise Unconfirmed(action=f"going back with {name}, which is {state}, (or --force)")
             kept = f"stays as {keep}" if keep else "is lost"
             if not click.confirm(
                 f"{name} is {state}; what it is now {kept}. Go back to {point}?", err=True
