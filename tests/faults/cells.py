@@ -94,6 +94,7 @@ class Fault:
     at_once: Act
     then: Act = nothing
     at_last: Act = nothing
+    in_doubt: Act = nothing  # while the operation is `unknown`
     kills_guest_of: str = ""  # source, target
     act: str = "hold"
     lasts: bool = False  # until the operation has ended, or is in doubt
@@ -136,6 +137,27 @@ def cancel(scene: Scene) -> None:
         scene.ended.notes.append(f"cancel refused: {error.message}")
 
 
+def lose(scene: Scene) -> None:
+    """The target's machine: its daemon, and its QEMU."""
+    scene.target.kill()
+    if (pid := scene.stage.qemu(scene.target)) is not None:
+        os.kill(pid, signal.SIGKILL)
+
+
+def explain(scene: Scene) -> None:
+    """The two ways out are told."""
+    doubt = scene.source.client.get(f"/v1/operations/{scene.operation}/doubt")
+    if len(doubt["ways"]) < 2 or doubt["blocker"]:
+        raise Bad(f"op resolve says {doubt}")
+    scene.ended.notes.append("op resolve told the ways out")
+
+
+def fence(scene: Scene) -> None:
+    explain(scene)
+    scene.source.client.post(f"/v1/operations/{scene.operation}:resolve", {"fenced": True})
+    scene.ended.notes.append("fenced")
+
+
 def refill(scene: Scene) -> None:
     host = scene.source if scene.phase.kind == "storage" else scene.target
     scene.stage.fill(scene.stage.pool(host, scene.pools[1]))
@@ -167,6 +189,7 @@ FAULTS = {
             "link-cut",
             lambda s: s.stage.cut(s.target),
             at_last=lambda s: s.stage.join(s.target),
+            in_doubt=explain,
             lasts=True,
         ),
         Fault("link-cut-10s", lambda s: s.stage.cut(s.target), join_later),
@@ -174,6 +197,14 @@ FAULTS = {
         Fault("cancel", cancel),
     )
 }
+# Only where the VM has been given away, and nobody can say whether it was taken.
+FENCED = Fault(
+    "target-lost-fenced",
+    lose,
+    at_last=lambda s: s.stage.revive(s.target),
+    in_doubt=fence,
+    lasts=True,
+)
 
 NO_QEMU_YET = "the target starts its QEMU when the disks begin"
 ALL_THERE = "the target has every byte by then and makes no more files"
@@ -222,7 +253,10 @@ class Cell:
         return NOT_APPLICABLE.get((self.phase, self.fault), "")
 
 
-CELLS = [Cell(phase, fault) for phase in PHASES for fault in FAULTS]
+CELLS = [
+    *(Cell(phase, fault) for phase in PHASES for fault in FAULTS),
+    *(Cell(phase, FENCED.name) for phase in ("yielded", "cold-yielded")),
+]
 
 
 @dataclass
@@ -274,7 +308,7 @@ def _begin(scene: Scene) -> str:
 
 
 def _run(stage: Stage, cell: Cell, ended: Ended) -> tuple[float, float]:
-    phase, fault = PHASES[cell.phase], FAULTS[cell.fault]
+    phase, fault = PHASES[cell.phase], FAULTS.get(cell.fault, FENCED)
     is_live = phase.kind != "cold"
     stage.ready(running=is_live)
     scene = Scene(stage, phase, stage.home, stage.other, ended=ended)
@@ -289,6 +323,8 @@ def _run(stage: Stage, cell: Cell, ended: Ended) -> tuple[float, float]:
         stage.release(scene.source)
         fault.then(scene)
     stage.settle(scene.source, scene.operation, ended, patient=not fault.lasts)
+    if ended.state == "unknown":
+        fault.in_doubt(scene)
     fault.at_last(scene)
     if ended.state == "unknown":
         stage.settle(scene.source, scene.operation, ended, patient=True)
@@ -332,6 +368,6 @@ def _require_right_host(scene: Scene, fault: Fault) -> None:
         place = scene.stage.view(scene.source)["spec"]["disks"][0]["pool"]
         ended.notes.append(f"disks in {place}")
         return
-    went = ended.state in ("succeeded", "warned")
+    went = ended.state in ("succeeded", "warned") and "fenced" not in ended.notes
     if went != (ended.owner == scene.target.name) and ended.state != "partial":
         raise Bad(f"the operation has {ended.state}, and the VM is on {ended.owner}")
