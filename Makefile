@@ -63,9 +63,10 @@ crashes: setup-dev ## daemons that end at every line that matters
 ui: setup-dev ## the command line on a real terminal
 	$(ROOT_PYTEST) -m ui tests/ui
 
-bench: setup-dev ## start of the command line; pause and duration of moves, beside QEMU's own
+bench: setup-dev ## start of the command line; moves beside QEMU's own, virsh and qemu-img
 	$(BIN)/python bench/startup.py
 	$(ROOT) $(BIN)/python bench/pause.py --check
+	$(ROOT) $(BIN)/python bench/disks.py --check
 
 docs: ## the documentation, as HTML in docs/_build/html
 	@scripts/setup docs

@@ -100,12 +100,10 @@ def _move(lab: Lab, witness: Witness, *, size: int, allocated: int, ram: int) ->
     source.client.post("/v1/vms/tern:start")
     witness.wait_beat(began)
     with Watched([source, target]) as watched:
-        operation = source.client.post("/v1/vms/tern/moves", {"target": target.name})
-        while operation["state"] in ("queued", "running"):
-            operation = source.client.get(f"/v1/operations/{operation['id']}", {"wait": 20})
-    if operation["state"] not in ("succeeded", "warned"):
-        raise RuntimeError(f"the move failed: {operation['error']}")
-    target.client.post("/v1/vms/tern:stop", {"force": True})
+        operation = _ended(
+            source, source.client.post("/v1/vms/tern/moves", {"target": target.name})
+        )
+    _ended(target, target.client.post("/v1/vms/tern:stop", {"force": True}))
     target.client.delete("/v1/vms/tern")
     return {
         "disk": size,
@@ -115,3 +113,12 @@ def _move(lab: Lab, witness: Witness, *, size: int, allocated: int, ram: int) ->
         "target": watched.highest[target.name],
         "total_s": operation["result"]["total_s"],
     }
+
+
+def _ended(host: Host, operation: dict[str, Any]) -> dict[str, Any]:
+    """The operation when it has ended well."""
+    while operation["state"] in ("queued", "running"):
+        operation = host.client.get(f"/v1/operations/{operation['id']}", {"wait": 20})
+    if operation["state"] not in ("succeeded", "warned"):
+        raise RuntimeError(f"{operation['kind']} failed: {operation['error']}")
+    return operation

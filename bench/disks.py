@@ -385,7 +385,7 @@ def main() -> int:
     lab = up(Wanted(name=name, rate=rate, accel=options.accel, ends_with_us=True), print)
     try:
         if options.memory:
-            facts, found = daemons.measure(lab), {}
+            facts, found = daemons.measure(lab)
         else:
             facts, found = asyncio.run(compare(lab, options))
     finally:
