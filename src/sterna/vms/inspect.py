@@ -83,6 +83,11 @@ def links(record: VMRecord, disk: Disk) -> Iterator[Link]:
         yield Link(image=base, below=rest[0] if rest else None, frozen_by=TEMPLATE)
 
 
+def since(record: VMRecord, link: Link) -> str:
+    """What froze an image here: its notes begin anew when it comes to a host, or to another VM."""
+    return f"{link.frozen_by} of {record.spec.id} in epoch {record.ownership.epoch}"
+
+
 def is_endless(record: VMRecord) -> bool:
     """Whether its checkpoints lead back to themselves, or to one that is not there."""
     parents = {one.id: one.parent for one in record.checkpoints}
@@ -276,7 +281,7 @@ class Inspector:
             path = self._pools.volume_path(disk.pool, link.image.volume)
             place = f"{disk.pool}/{link.image.volume}"
             checks = list(judge(link, disk, path, seen))
-            if not checks and _is_whole(link, every, seen):
+            if not checks and _is_whole(link, every, path, seen):
                 checks = list(_damage(path, await self._checked(path, link, seen)))
             found += [_found(check, name, disk.name, place) for check in checks]
         return found
@@ -299,7 +304,7 @@ class Inspector:
         if link.frozen_by != TOP:
             place = Volume(pool=disk.pool, volume=link.image.volume)
             sight = await asyncio.to_thread(Sight.of, path)
-            before = self._witnessed.first(place, link.frozen_by, sight)
+            before = self._witnessed.first(place, since(self._record, link), sight)
         try:
             info = await image.info(path, link.image.format)
         except SternaError as error:
@@ -360,15 +365,16 @@ class Inspector:
             yield _blocker("disk.state-damaged", f"{what} is damaged: {path}: {reason}", fix)
 
 
-def _is_whole(link: Link, every: list[Link], seen: Mapping[str, Seen]) -> bool:
-    """Whether all that it rests on can be opened as its headers say."""
+def _is_whole(link: Link, every: list[Link], path: Path, seen: Mapping[str, Seen]) -> bool:
+    """Whether it and all below name in their headers what they rest on: qemu-img follows these."""
     at: Link | None = link
     by_name = {one.image.volume: one for one in every}
     while at is not None:
         info = seen[at.image.volume].info
-        if info is None or bool(info.backing) != bool(at.below):
+        wanted = at.below.volume if at.below else ""
+        if info is None or plain_name(info.backing, path) != wanted:
             return False
-        at = by_name.get(at.below.volume) if at.below else None
+        at = by_name.get(wanted)
     return True
 
 

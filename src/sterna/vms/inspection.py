@@ -17,7 +17,7 @@ from sterna.model.host import Pool
 from sterna.model.move import Severity
 from sterna.model.vm import OwnershipState
 from sterna.vms import chain
-from sterna.vms.inspect import TOP, Found, Inspector, is_endless, links
+from sterna.vms.inspect import TOP, Found, Inspector, is_endless, links, since
 from sterna.vms.machine import VM
 from sterna.vms.service import VMs
 from sterna.vms.witnessed import Sight, Witnessed
@@ -117,7 +117,7 @@ class Inspections:
         for disk in vm.record.spec.disks:
             for link in links(vm.record, disk):
                 if link.frozen_by != TOP:
-                    yield Volume(pool=disk.pool, volume=link.image.volume), link.frozen_by
+                    yield Volume(pool=disk.pool, volume=link.image.volume), since(vm.record, link)
 
     def _note(self, vm: VM) -> None:
         for place, frozen_by in self._frozen(vm):
