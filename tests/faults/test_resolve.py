@@ -66,28 +66,35 @@ def test_a_vm_in_doubt_is_taken_back_from_a_fenced_target_and_runs_once(lab, mon
 
 
 @pytest.mark.long
-def test_a_source_that_restarts_in_doubt_can_still_be_told_that_its_target_is_off(lab, monkeypatch):
+def test_a_guest_whose_shared_disk_was_written_to_is_not_continued_but_can_boot(lab, monkeypatch):
+    """The source's daemon restarts in doubt as well: what it must know is in the record."""
     source, target = lab.hosts
     with traveller(lab, Load(memory_mb_s=20, memory_mb=64)) as guest:
         target.stop()
         with monkeypatch.context() as patch:
-            command = [sys.executable, str(CRASHING), "target-before-owned"]
+            command = [sys.executable, str(CRASHING), "target-after-continue"]
             patch.setattr(lab_hosts, "_daemon", lambda: command)
             target.start()
             target.wait_ready()
         operation = guest.move(source, target)
         path = f"/v1/operations/{operation['id']}"
         wait_until(lambda: target.process is None, "the target's daemon is dead")
-        for pid in demo.qemus(target.netns, guest.name):
+        for pid in demo.qemus(target.netns, guest.name):  # it runs the guest until its power goes
             os.kill(pid, signal.SIGKILL)
+        (lab.folder / "shared" / "tern.raw").touch()  # as that guest would have done
         source.kill()
         source.start()
         source.wait_ready()
         wait_until(lambda: source.client.get(path)["state"] == "unknown", "still unknown")
         source.client.post(f"{path}:resolve", {"fenced": True})
-        assert guest.ended(source, operation)["state"] == "warned"
+        ended = guest.ended(source, operation)
+        assert ended["state"] == "warned"
+        assert "it must boot" in ended["result"]["text"]
         target.start()
         target.wait_ready()
-        guest.must_run_once_on(source)
+        wait_until(lambda: target.client.get("/v1/vms") == [], "the target was told")
+        assert source.client.get("/v1/vms/tern")["state"] == "off"
+        source.client.post("/v1/vms/tern:start")
+        wait_until(lambda: source.client.get("/v1/vms/tern")["state"] == "running", "it runs")
         with pytest.raises(NotInDoubt):
             source.client.post(f"{path}:resolve", {"fenced": True})

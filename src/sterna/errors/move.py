@@ -66,7 +66,7 @@ class Fenced(HandoverFailed):
     code = "move.fenced"
     text = (
         "{vm} was taken back from {target} in epoch {epoch}, because somebody declared that "
-        "{target} is off; what it may have done there since is lost"
+        "{target} is off; what it may have done there since is lost. It {state}"
     )
 
 

@@ -190,6 +190,16 @@ class Fence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """How a file looked when the VM that it belongs to was given away."""
+
+    pool: str
+    volume: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QEMUProcess:
     """Identity of a VM's QEMU that survives us: pids are reused, (boot, pid, start time) is not."""
 
@@ -218,6 +228,7 @@ class VMRecord:
     )
     owned_epoch: int = 0  # newest epoch that this host took over; answers a late question
     fenced: tuple[Fence, ...] = ()  # told until they answer that they own it no more
+    stamps: tuple[Stamp, ...] = ()  # of its shared disks, written with `yielding`
     notes: tuple[str, ...] = field(default=())  # what happened to it that its owner should know
     checkpoints: tuple[Checkpoint, ...] = ()  # parents before children
     at: str = ""  # id of the checkpoint that the disks' top images rest on; empty: none

@@ -354,7 +354,7 @@ class Move:
                 if self.is_live:
                     await self._last_copy()
                 try:
-                    answer = await handover.give(vm, self.peer, self.job)
+                    answer = await handover.give(vm, self.peer, self.job, self.vms.launcher.pools)
                 finally:
                     if vm.record.ownership.state is not OwnershipState.OWNED:
                         undo.dismiss()  # from here on only the target's answer decides

@@ -24,9 +24,10 @@ from sterna.errors import (
     StateNotWritten,
     VMNotOwned,
 )
+from sterna.host.registry import Pools
 from sterna.model.reservation import ReservationStatus
 from sterna.model.vm import OwnershipState
-from sterna.move import protocol
+from sterna.move import protocol, untouched
 from sterna.move.peer import Peer
 from sterna.operations.runner import Job
 from sterna.vms.machine import VM
@@ -36,7 +37,7 @@ RETRY_S = 0.25  # first; doubles up to RETRY_MAX_S
 RETRY_MAX_S = 5.0
 
 
-async def give(vm: VM, peer: Peer, job: Job) -> ReservationStatus:
+async def give(vm: VM, peer: Peer, job: Job, pools: Pools) -> ReservationStatus:
     """Yield the VM to `peer` and return its answer, once it owns the VM.
 
     Raises HandoverFailed when the VM is owned here again, for certain and durably. Waits as long as
@@ -45,7 +46,8 @@ async def give(vm: VM, peer: Peer, job: Job) -> ReservationStatus:
     yielding = protocol.source_yield(protocol.standing(vm.record), job.id, peer.name)
     if yielding is None:
         raise _not_ours(vm)
-    await vm.write(**protocol.fields(yielding))
+    stamps = await untouched.stamps(vm.record, pools, untouched.QUICK_S)
+    await vm.write(**protocol.fields(yielding), stamps=stamps)
     try:
         answer = await peer.take(job.id, vm.id, yielding.epoch)
     except HostUnreachable as error:
@@ -57,10 +59,10 @@ async def give(vm: VM, peer: Peer, job: Job) -> ReservationStatus:
         job.log(f"{peer.name} was told, but did not answer plainly: {error}", level="warning")
     else:
         return await _conclude(vm, yielding.epoch, answer, job)
-    return await resolve(vm, lambda: peer, job)
+    return await resolve(vm, lambda: peer, job, pools)
 
 
-async def resolve(vm: VM, find: Callable[[], Peer], job: Job) -> ReservationStatus:
+async def resolve(vm: VM, find: Callable[[], Peer], job: Job, pools: Pools) -> ReservationStatus:
     """End the doubt about a VM in `yielding`: ask its target until it answers.
 
     The same outcome as `give`. `take` is repeated, it means the same the second time; a target that
@@ -84,7 +86,7 @@ async def resolve(vm: VM, find: Callable[[], Peer], job: Job) -> ReservationStat
             pause = min(pause * 2, RETRY_MAX_S)
             _still_asking(vm, epoch)
             if vm.declared.is_set():
-                await _fence(vm, job)
+                await _fence(vm, job, pools)
         else:
             job.known()
             return await _conclude(vm, epoch, answer, job)
@@ -96,16 +98,20 @@ async def _until_declared(vm: VM, pause: float) -> None:
             await vm.declared.wait()
 
 
-async def _fence(vm: VM, job: Job) -> None:
+async def _fence(vm: VM, job: Job, pools: Pools) -> None:
     """A human says that the target is off: own the VM again, above all that was given away.
 
-    Raises Fenced once that is durable; returns to ask on if it could not be written.
+    Raises Fenced once that is durable; returns to ask on if it could not be written. A guest that
+    might be older than its disks is ended before anybody can continue it.
     """
     target, now = vm.record.ownership.peer, protocol.standing(vm.record)
     vm.declared.clear()
     new = protocol.fence(now)
     if new is None:
         raise _not_ours(vm)
+    goes_on = vm.process is not None and await untouched.is_untouched(vm.record, pools)
+    if not goes_on:  # first, so that no restart can find it owned and continue it
+        await vm.quit()
     note = f"{clock.now()} taken back from {target} in epoch {new.epoch}: it was declared to be off"
     try:
         await vm.write(**protocol.fields(new), notes=(*vm.record.notes[-9:], note))
@@ -113,7 +119,14 @@ async def _fence(vm: VM, job: Job) -> None:
         job.log(f"{error.message}: not taken back", level="error")
         return
     job.known()
-    raise Fenced(vm=vm.name, target=target, epoch=new.epoch)
+    raise Fenced(
+        vm=vm.name,
+        target=target,
+        epoch=new.epoch,
+        state="goes on where it was paused"
+        if goes_on
+        else "is off: its memory here may be older than its disks, so it must boot",
+    )
 
 
 def _still_asking(vm: VM, epoch: int) -> None:

@@ -131,6 +131,8 @@ class Recovery:
             if moving or status not in memory.ENDED | {"none", ""}:
                 await memory.abort(vm.monitor)
         mended = await mend_quietly(vm, self._vms.launcher.pools, self._vms.kept)
+        if mended.problem:
+            await self._note(vm, f"could not be cleared up: {mended.problem}")
         if vm.monitor is not None:
             await vm.resume_as_recorded()
         if moving:
@@ -198,7 +200,8 @@ class Recovery:
             job.log(f"sternad restarted; asking {target} whether it has taken {vm.name}")
             try:
                 with job.uncancellable():
-                    await handover.resolve(vm, lambda: self._peers.get(target), job)
+                    pools = self._vms.launcher.pools
+                    await handover.resolve(vm, lambda: self._peers.get(target), job, pools)
                     await engine.tidy(vm, self._vms, job)
             except HandoverFailed as error:
                 await self._go_on(vm)

@@ -157,6 +157,8 @@ class Doubts:
         with contextlib.suppress(SternaError):  # it is off still, or cannot write: told again
             here = self._vms.config.name
             await self._peers.get(fence.peer).fenced(vm.id, fence.epoch, here)
+            if self._vms.by_id(vm.id) is not vm:
+                return  # it is coming back right now, with a record of its own: told again
             told = protocol.on_told(protocol.standing(vm.record), fence.peer, fence.epoch)
             await vm.write(fenced=told.fenced)
             log.info("%s knows that it does not own %s any more", fence.peer, vm.name)
@@ -228,7 +230,8 @@ def _ways(vm: VM, target: str, travelling: tuple[str, ...]) -> tuple[Way, ...]:
         else ""
     )
     goes_on = (
-        "it goes on here where it was paused"
+        "it goes on here where it was paused, unless its shared disks were written to since: then its "
+        "memory is older than they are, and it must boot"
         if vm.process is not None
         else "it is off here, and can be started"
     )
