@@ -107,7 +107,8 @@ class Checkpoints:
                 vm=vm.name, checkpoint=name, reason=why, fix=fix
             ),
             cancelled=lambda: CheckpointCancelled(vm=vm.name, checkpoint=name),
-            outcome=f"{vm.name} is as before",
+            outcome=f"the checkpoint {name} of {vm.name} was not made",
+            fix=f"Restart sternad, then: sterna vm checkpoint delete {vm.name} {name}",
         )
 
     # ---- going back --------------------------------------------------------------------------
@@ -269,13 +270,14 @@ class Checkpoints:
         return self._vms.runner.start(kind, vm=vm.name, vm_id=vm.id, work=work)
 
 
-async def _told(
+async def _told(  # noqa: PLR0913 - the words for each way it can end
     job: Job,
     step: Step,
     *,
     failed: Callable[[str, str], SternaError],
     cancelled: Callable[[], SternaError],
     outcome: str,
+    fix: str = "Restart sternad: it clears it",
 ) -> JSON:
     """What `step` returns, or what its user should read instead of its error."""
     try:
@@ -285,7 +287,7 @@ async def _told(
         if step.undo.leftovers:
             left = "; ".join(step.undo.leftovers)
             raise CheckpointLeftovers(
-                vm=job.operation.vm, outcome=outcome, leftovers=left
+                vm=job.operation.vm, outcome=outcome, leftovers=left, fix=fix
             ) from thrown
         if isinstance(error, (asyncio.CancelledError, Cancelled)):
             if job.stopped_by == "user":

@@ -45,7 +45,7 @@ class CheckpointCancelled(Cancelled):
 class CheckpointLeftovers(Partial):
     code = "checkpoint.leftovers"
     text = "{outcome}, but something was left behind: {leftovers}"
-    hint = "Restart sternad: it clears it. See: sterna vm checkpoint list {vm}"
+    hint = "{fix}"
 
 
 class CheckpointWithoutMemory(Partial):
