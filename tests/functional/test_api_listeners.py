@@ -4,7 +4,7 @@ import socket
 import ssl
 import stat
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -26,10 +26,7 @@ TOKEN = "a-token-of-thirty-two-characters"
 
 
 def bare_app():
-    nothing = dict.fromkeys(
-        ("facts", "hosts", "peer_facts", "vms", "switches", "pools", "operations", "moves")
-    )
-    return build(Services(name="alpha", **nothing))
+    return build(Services(**{one.name: None for one in fields(Services)} | {"name": "alpha"}))
 
 
 def https(folder: Path, port: int = 0) -> HTTPS:
