@@ -364,7 +364,7 @@ def arguments() -> argparse.Namespace:
 
 async def compare(lab: Lab, options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """Facts of a host, and all that was found."""
-    with Witness(lab) as witness:
+    with libvirt.Places(), Witness(lab) as witness:
         bench = Bench(lab, witness, options)
         try:
             moves = await measure(bench, options)

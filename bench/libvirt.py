@@ -9,6 +9,7 @@ this file (`launch`).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -18,7 +19,8 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 from uuid import uuid4
 from xml.sax.saxutils import escape, quoteattr
 
@@ -263,14 +265,32 @@ def require(say: Any = print) -> None:
     )
 
 
+class Places:
+    """The mount points, made where the machine has none, and removed with the block."""
+
+    def __enter__(self) -> Self:
+        self._made = [path for path in map(Path, FOLDERS.values()) if not path.exists()]
+        for path in self._made:
+            path.mkdir(parents=True)
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        for path in self._made:
+            with contextlib.suppress(OSError):  # somebody else uses it by now
+                path.rmdir()
+
+
 def launch(order: dict[str, Any]) -> None:
     """Become the libvirtd of `order`, in a mount namespace and with a hostname of its own.
 
     libvirt refuses to move a guest between hosts of one name.
     """
     folder = Path(order["folder"])
-    for path in FOLDERS.values():  # mount points; empty folders of packages that are not there
-        Path(path).mkdir(parents=True, exist_ok=True)
     libc = ctypes.CDLL(None, use_errno=True)
     _must(libc.unshare(_CLONE_NEWNS | _CLONE_NEWUTS))
     _must(libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None))
