@@ -126,6 +126,8 @@ def test_the_disks_of_a_running_guest_move_there_and_back_and_lose_no_block(lab,
         done = guest.ended(places.host, there)
         assert done["state"] == "succeeded", done["error"]
         assert set(done["result"]["disks"]) == {"vda", "vdb"}
+        assert done["result"]["held_ms"] > 0
+        print(done["result"]["text"], "held", done["result"]["held_ms"], "ms")
         assert places.files(LOCAL_POOL) == set()
         assert [path.parent.name for path in places.disks().values()] == ["fast", "fast"]
         assert places.disks()["vdb"].suffix == ".qcow2"
@@ -407,3 +409,36 @@ def test_a_disk_that_its_guest_only_reads_moves_while_it_runs(lab, places):
         assert places.disks()["vda"].parent == places.paths[place]
         places.must_be_all()
     assert client.get("/v1/vms/tern")["state"] == "running"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", ["daemon stopped", "daemon killed", "QEMU killed"])
+def test_a_copy_that_is_cut_in_its_middle_is_undone(lab, places, fault):
+    host = places.host
+    with traveller(lab, LOAD) as guest:
+        before = places.disks()
+        slow = places.move(pool="fast", bandwidth=100_000)
+        wait_until(lambda: len(places.files("fast")) == 2, "both copies have begun")
+        durable = guest.ask(host, "status")["disks"]
+        match fault:
+            case "daemon stopped":
+                host.stop()
+                assert places.files("fast") == set()
+            case "daemon killed":
+                host.kill()
+            case "QEMU killed":
+                for pid in demo.qemus(host.netns, "tern"):
+                    os.kill(pid, 9)
+        host.start()
+        host.wait_ready()
+        done = guest.ended(host, slow)
+        assert done["error"]["code"] == "storage.failed"
+        assert places.disks() == before
+        places.must_be_all()
+        if fault == "QEMU killed":
+            assert host.client.get("/v1/vms/tern")["state"] == "off"
+            for name, path in before.items():
+                assert check(path, name).proves(durable[name]["durable"])
+        else:
+            guest.must_run_once_on(host)
+            places.must_have_every_block(guest)

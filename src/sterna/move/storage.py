@@ -221,10 +221,10 @@ class StorageMove:
         """The one write after which the disks are elsewhere. Cannot be cancelled once writes wait."""
         self.job.phase = Phase.HANDOVER
         async with self.job.step("switch") as step, self._timed(Phase.HANDOVER):
+            await self._intend()
             if self.switchover is not None:
                 await self.switchover.hold()
             with self.job.uncancellable():
-                await self._intend()
                 after, before = self._record(), self.vm.record
                 ours = {*self.plan.new, *(item.target for item in self.copies.templates)}
                 try:
@@ -323,6 +323,7 @@ class StorageMove:
         )
         return {
             "live": self.is_live,
+            **({"held_ms": self.switchover.held_ms} if self.switchover is not None else {}),
             "total_s": round(seconds, 3),
             "phases": {str(phase): took for phase, took in self._phases.items()},
             "bytes_disks": self.copies.progress.done,

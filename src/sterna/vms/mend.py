@@ -40,6 +40,7 @@ class Mended:
 
     was_cut: bool = False  # files of a step that was not through were removed
     was_through: bool = False  # files that had left were removed: the step had taken effect
+    problem: str = ""  # why not all could be cleared now
 
 
 async def mend(vm: VM, pools: Pools, kept: Kept) -> Mended:
@@ -223,9 +224,11 @@ async def _close_strays(blocks: Blocks, record: VMRecord) -> frozenset[str]:
 
 
 async def mend_quietly(vm: VM, pools: Pools, kept: Kept) -> Mended:
-    """`mend`; what cannot be cleared now is told in the log, and tried again at the next start."""
+    """`mend`; what cannot be cleared now is told, and tried again at the next start."""
     try:
         return await mend(vm, pools, kept)
     except (SternaError, TimeoutError) as error:
-        log.warning("%s could not be cleared up: %s", vm.name, error)
-        return Mended(was_cut=bool(vm.record.made), was_through=bool(vm.record.leaving))
+        reason = str(error) or "QEMU did not end a job in time"
+        log.warning("%s could not be cleared up: %s", vm.name, reason)
+        made, leaving = vm.record.made, vm.record.leaving
+        return Mended(was_cut=bool(made), was_through=bool(leaving), problem=reason)
