@@ -39,6 +39,7 @@ class Operation:
         self.lines: list[dict] = []
         self.changed = threading.Condition()
         self.cancels = 0
+        self.doubt: dict = {}
         self.watched = 0  # event streams that were opened
 
     def emit(self, name: str, data: dict) -> None:
@@ -344,6 +345,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.send(202, operation.facts)
         elif rest == ["events"]:
             self._events(operation)
+        elif rest == ["doubt"]:
+            if not operation.doubt:
+                state = f"it is {operation.facts['state']}"
+                raise errors.NotInDoubt(operation=ident, state=state)
+            self.send(200, operation.doubt)
+        elif action == "resolve":
+            operation.set(state="warned", result={"warnings": ["taken back"]}, ended=now())
+            self.send(202, operation.facts)
         elif rest == ["log"]:
             after = int(self.query.get("after", 0))
             self.send(200, [line for line in operation.lines if line["number"] > after])
