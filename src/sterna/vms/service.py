@@ -254,6 +254,7 @@ class VMs:
             await vm.write(
                 ownership=replace(vm.record.ownership, state=OwnershipState.RELEASED, peer="")
             )
+            vm.remove_run_dir()
         else:
             await vm.delete()
             self.forget(vm)
