@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,7 @@ class Ports:
                     vm=vm.name, folder=wishes.folder, reason=error.strerror or error, fix=RETRY
                 ) from error
             size = sum(one.allocated for one in manifest.files)
-            step.say(f"{len(items)} files, {format_size(size)}, are in {wishes.folder}")
+            step.say(f"{_count(items)}, {format_size(size)}, are in {wishes.folder}")
         undo.dismiss()
         job.phase = Phase.TIDY
         with job.uncancellable():
@@ -156,7 +156,7 @@ class Ports:
                     step.say(f"checkpoint {name} is merged")
             await self._store.delete(job.id)
         return {
-            "text": f"{vm.name} is exported to {wishes.folder}: {len(items)} files, "
+            "text": f"{vm.name} is exported to {wishes.folder}: {_count(items)}, "
             f"{format_size(size)}",
             "folder": wishes.folder,
             "files": len(items),
@@ -231,7 +231,7 @@ class Ports:
                 async with progress.shown(sum(one.size for one in manifest.files)):
                     bad = await spoilt(manifest, Path(wishes.folder), progress.add)
                 _require(replace(question, facts=replace(question.facts, spoilt=bad)))
-                step.say(f"all {len(manifest.files)} files are as they were exported")
+                step.say(f"{_count(manifest.files)}, as exported")
             present = [one for one in planned.arrivals if one.place in question.facts.templates]
             coming = [one.place for one in planned.arrivals if one not in present]
             left = Unfinished(
@@ -251,7 +251,7 @@ class Ports:
                 undo.push("remove its files", lambda: self._remove(left))
                 async with job.step("disks") as step:
                     await arriving.copy(present)
-                    step.say(f"{len(coming)} files are copied")
+                    step.say(f"{_count(coming)} copied")
             job.phase = Phase.TIDY
             with job.uncancellable():
                 vm = await arriving.define(undo)
@@ -322,6 +322,10 @@ class Ports:
         if vm is not None and is_here and left.checkpoint:
             with contextlib.suppress(SternaError):  # it was not made, or is merged already
                 self._checkpoints.delete(vm.id, left.checkpoint, subtree=False)
+
+
+def _count(files: Sized) -> str:
+    return f"{len(files)} file" + ("" if len(files) == 1 else "s")
 
 
 def _unwatched(_length: int) -> None:
