@@ -68,13 +68,13 @@ class Ports:
 
     # ---- export ------------------------------------------------------------------------------
 
-    def export(self, ref: str, wishes: ExportWishes) -> Operation:
+    async def export(self, ref: str, wishes: ExportWishes) -> Operation:
         """Raises, with nothing changed, what stands in the way."""
         vm = self._vms.get(ref)
         self._vms.require_idle(vm)
         point = tree.find(vm.record, wishes.checkpoint) if wishes.checkpoint else None
         folder = Path(wishes.folder)
-        require_free(vm.name, folder)
+        await asyncio.to_thread(require_free, vm.name, folder)
         if vm.state not in (RunState.OFF, RunState.RUNNING, RunState.PAUSED):
             raise ExportRefused(
                 vm=vm.name,
@@ -122,7 +122,7 @@ class Ports:
             part=part,
             checkpoint=name,
         )
-        undo.push("forget the export", lambda: self._store.delete(job.id))
+        undo.push("forget the export", lambda: self._forget(job.id, undo))
         await self._store.write(job.id, left)
         if name:
             undo.push(f"merge checkpoint {name}", lambda: self._merge(vm, job, name))
@@ -150,11 +150,8 @@ class Ports:
         undo.dismiss()
         job.phase = Phase.TIDY
         with job.uncancellable():
-            if name:
-                async with job.step("merge") as step:
-                    await self._merge(vm, job, name)
-                    step.say(f"checkpoint {name} is merged")
-            await self._store.delete(job.id)
+            if not name or await self._merged(vm, job, name):
+                await self._store.delete(job.id)
         return {
             "text": f"{vm.name} is exported to {wishes.folder}: {_count(items)}, "
             f"{format_size(size)}",
@@ -164,6 +161,22 @@ class Ports:
             "checkpoints": len(tree.visible(record)),
             "live": vm.process is not None,
         }
+
+    async def _merged(self, vm: VM, job: Job, name: str) -> bool:
+        """The export is whole, whatever becomes of the checkpoint that was made for it."""
+        try:
+            async with job.step("merge") as step:
+                await self._merge(vm, job, name)
+                step.say(f"checkpoint {name} is merged")
+        except SternaError as error:
+            job.warn(f"{error.message}; sternad does it at its next start")
+            return False
+        return True
+
+    async def _forget(self, operation: str, undo: Undo) -> None:
+        """Unless something is left: then it is cleared at the next start."""
+        if not undo.leftovers:
+            await self._store.delete(operation)
 
     async def _merge(self, vm: VM, job: Job, name: str) -> None:
         found = [one.id for one in tree.visible(vm.record) if one.name == name]
@@ -200,7 +213,9 @@ class Ports:
     async def _look(self, wishes: ImportWishes) -> tuple[Manifest, Plan, Facts]:
         folder = Path(wishes.folder)
         manifest = await asyncio.to_thread(read_manifest, folder)
-        pool = folder_pool(folder, self._vms.launcher.pools) if wishes.register else ""
+        pool = ""
+        if wishes.register:
+            pool = await asyncio.to_thread(folder_pool, folder, self._vms.launcher.pools)
         planned = plan(manifest, wishes, folder_pool=pool)
         return manifest, planned, await gather(manifest, wishes, planned, self._vms)
 
@@ -242,7 +257,7 @@ class Ports:
                 files=() if wishes.register else tuple(coming),
                 pool=planned.new_pool,
             )
-            undo.push("forget the import", lambda: self._store.delete(job.id))
+            undo.push("forget the import", lambda: self._forget(job.id, undo))
             await self._store.write(job.id, left)
             if wishes.register:
                 await arriving.make_pool(undo)

@@ -318,20 +318,12 @@ class Inspector:
         if link.image.format != "qcow2" or one.is_written:
             return one
         try:
-            errors, leaks = await image.damage(path)
+            found = await image.damage(path)
         except SternaError:
-            return (
-                one if self._is_written(path) else Seen(is_there=True, info=one.info, damage=(1, 0))
-            )
-        if errors + leaks and self._is_written(path):
+            found = (1, 0)
+        if any(found) and await asyncio.to_thread(_is_written, path):
             return one  # its VM was started meanwhile
-        return Seen(is_there=True, info=one.info, damage=(errors, leaks))
-
-    def _is_written(self, path: Path) -> bool:
-        try:
-            return image.is_written(path)
-        except OSError:
-            return True
+        return Seen(is_there=True, info=one.info, damage=found)
 
     # ---- memory ------------------------------------------------------------------------------
 
@@ -363,6 +355,13 @@ class Inspector:
             path, reason = await saved.damage(state, self._launcher)
         if reason:
             yield _blocker("disk.state-damaged", f"{what} is damaged: {path}: {reason}", fix)
+
+
+def _is_written(path: Path) -> bool:
+    try:
+        return image.is_written(path)
+    except OSError:
+        return True
 
 
 def _is_whole(link: Link, every: list[Link], path: Path, seen: Mapping[str, Seen]) -> bool:

@@ -23,7 +23,7 @@ def _ports(here: Services) -> Ports:
 @router.post("/vms/{vm}/exports", response_model=Operation, status_code=202)
 async def export(vm: str, wishes: ExportWishes, here: Here) -> Response:
     """Write a VM into a new folder of this host: spec, disks, checkpoints, memory."""
-    return accepted(_ports(here).export(vm, wishes))
+    return accepted(await _ports(here).export(vm, wishes))
 
 
 @router.post("/imports", response_model=Operation, status_code=202)
