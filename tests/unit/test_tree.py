@@ -59,7 +59,7 @@ TYPED = [
 def find(words: list[str]) -> tuple[click.Command, list[str]]:
     """The command that `words` call, and the words that are left for it."""
     command: click.Command = sterna
-    context = click.Context(sterna, info_name="sterna", obj=Settings())
+    context = click.Context(sterna, info_name="sterna", obj=Settings(), **sterna.context_settings)
     while isinstance(command, click.Group):
         words = drop_shared(words)
         assert words, f"{context.command_path} needs a command"
@@ -83,7 +83,8 @@ def test_a_command_in_the_docs_exists_with_its_options(where, call):
     if {"--help", "--version"} & set(call):
         return
     command, words = find(call)
-    context = click.Context(command, info_name=command.name, obj=Settings())
+    top = click.Context(sterna, obj=Settings(), **sterna.context_settings)  # says what -h is
+    context = click.Context(command, parent=top, info_name=command.name)
     known = {
         option
         for parameter in command.get_params(context)
