@@ -137,7 +137,7 @@ def cancel(scene: Scene) -> None:
         scene.ended.notes.append(f"cancel refused: {error.message}")
 
 
-def lose(scene: Scene) -> None:
+def turn_off(scene: Scene) -> None:
     """The target's machine: its daemon, and its QEMU."""
     scene.target.kill()
     if (pid := scene.stage.qemu(scene.target)) is not None:
@@ -153,9 +153,15 @@ def explain(scene: Scene) -> None:
 
 
 def fence(scene: Scene) -> None:
+    turn_off(scene)
     explain(scene)
     scene.source.client.post(f"/v1/operations/{scene.operation}:resolve", {"fenced": True})
     scene.ended.notes.append("fenced")
+
+
+def turn_on(scene: Scene) -> None:
+    scene.stage.join(scene.target)
+    scene.stage.revive(scene.target)
 
 
 def refill(scene: Scene) -> None:
@@ -200,8 +206,8 @@ FAULTS = {
 # Only where the VM has been given away, and nobody can say whether it was taken.
 FENCED = Fault(
     "target-lost-fenced",
-    lose,
-    at_last=lambda s: s.stage.revive(s.target),
+    lambda s: s.stage.cut(s.target),
+    at_last=turn_on,
     in_doubt=fence,
     lasts=True,
 )
