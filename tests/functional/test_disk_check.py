@@ -55,18 +55,24 @@ class Shelf:
         return [(one["id"], one["place"].partition("/")[2]) for one in report["findings"]]
 
 
+def empty(pool: Path) -> None:
+    """Without what other tests have left."""
+    for path in pool.iterdir():
+        if not path.name.startswith("."):
+            path.unlink()
+
+
 @pytest.fixture
 def shelf(lab) -> Iterator[Shelf]:
     found = Shelf(lab.hosts[0])
+    empty(found.folder)
     yield found
     host = found.host
     host.start()
     host.wait_ready()
     for vm in host.client.get("/v1/vms"):
         host.client.delete(f"/v1/vms/{vm['name']}")
-    for path in found.folder.iterdir():
-        if path.name != ".sterna-pool.json":
-            path.unlink()
+    empty(found.folder)
 
 
 def test_the_first_broken_link_of_a_chain_is_named_with_its_fix(shelf):

@@ -57,15 +57,24 @@ class Shelf:
         return [one["id"] for one in found if one["severity"] == "blocker"]
 
     def pool(self) -> set[str]:
-        return {path.name for path in (self.host.folder / "pool").iterdir()} - {".sterna-pool.json"}
+        found = (self.host.folder / "pool").iterdir()
+        return {path.name for path in found if not path.name.startswith(".")}
 
     def view(self, vm: str = "tern") -> dict[str, Any]:
         return dict(self.host.client.get(f"/v1/vms/{vm}"))
 
 
+def empty(pool: Path) -> None:
+    """Without what other tests have left."""
+    for path in pool.iterdir():
+        if not path.name.startswith("."):
+            path.unlink()
+
+
 @pytest.fixture
 def shelf(lab, tmp_path) -> Iterator[Shelf]:
     host = lab.hosts[0]
+    empty(host.folder / "pool")
     yield Shelf(host, tmp_path)
     for vm in host.client.get("/v1/vms"):
         if vm["state"] != "off":
@@ -74,9 +83,7 @@ def shelf(lab, tmp_path) -> Iterator[Shelf]:
         host.client.delete(f"/v1/vms/{vm['name']}")
     with contextlib.suppress(NotFound):
         host.client.delete("/v1/pools/lying")
-    for path in (host.folder / "pool").iterdir():
-        if path.name != ".sterna-pool.json":
-            path.unlink()
+    empty(host.folder / "pool")
 
 
 def must_have_every_block(guest: Traveller, host: Host) -> dict[str, int]:

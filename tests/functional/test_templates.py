@@ -41,15 +41,21 @@ class Shelf:
         return caught.value.message
 
 
+def empty(pool: Path) -> None:
+    """Without what other tests have left."""
+    for path in pool.iterdir():
+        if not path.name.startswith("."):
+            path.unlink()
+
+
 @pytest.fixture
 def shelf(lab) -> Iterator[Shelf]:
     found = Shelf(lab.hosts[0])
+    empty(found.folder)
     yield found
     for vm in found.host.client.get("/v1/vms"):
         found.host.client.delete(f"/v1/vms/{vm['name']}")
-    for path in found.folder.iterdir():
-        if path.name != ".sterna-pool.json":
-            path.unlink()
+    empty(found.folder)
 
 
 def test_a_template_is_shared_and_a_disk_that_is_there_tells_what_it_rests_on(shelf):
