@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -149,6 +150,8 @@ class Stage:
         for host in self.lab.hosts:
             for name in (holding.FAULT, holding.HELD, holding.UNREADABLE):
                 (host.folder / name).unlink(missing_ok=True)
+            for pool in FOLDERS:  # a move that finds all of it there sends nothing
+                shutil.rmtree(self.pool(host, pool) / ".sterna-parts", ignore_errors=True)
 
     def _start(self) -> None:
         began = time.time_ns()
