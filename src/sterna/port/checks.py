@@ -230,7 +230,7 @@ def identity(q: Question) -> Iterator[Check]:
         )
 
 
-CHECKS = (files, images, pools, host, identity)
+CHECKS = (files, images, identity, pools, host)
 
 
 def check(question: Question) -> list[Check]:
