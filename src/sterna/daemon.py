@@ -35,7 +35,7 @@ from sterna.move.incoming import Incoming
 from sterna.move.peer import Peers
 from sterna.move.recovery import Recovery
 from sterna.move.resolve import Doubts
-from sterna.move.storage import StorageMoves
+from sterna.move.storage.engine import StorageMoves
 from sterna.operations.journal import Journal
 from sterna.operations.runner import Runner
 from sterna.port.service import Ports

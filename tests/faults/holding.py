@@ -24,7 +24,7 @@ from sterna.errors import Failed, StateNotWritten
 from sterna.model.vm import OwnershipState
 from sterna.move.disks import Mirrors
 from sterna.move.peer import Peer
-from sterna.move.storage_disks import Switchover
+from sterna.move.storage.disks import Switchover
 from sterna.qemu.commands import Monitor
 from sterna.vms.machine import VM
 

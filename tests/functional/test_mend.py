@@ -18,8 +18,8 @@ from sterna.model.disk import Checkpoint, Image, Volume, node_name
 from sterna.model.host import Pool
 from sterna.model.move import StorageWishes
 from sterna.model.vm import Disk, Ownership, OwnershipState, VMRecord, VMSpec
-from sterna.move.storage_disks import Switchover
-from sterna.move.storage_plan import plan
+from sterna.move.storage.disks import Switchover
+from sterna.move.storage.plan import plan
 from sterna.qemu import nodes, process
 from sterna.qemu.argv import monitors
 from sterna.qemu.blocks import Blocks

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sterna.errors import FileCopyFailed
-from sterna.move.storage_files import CHUNK, carry, same
+from sterna.move.storage.files import CHUNK, carry, same
 
 
 @pytest.fixture(scope="module")

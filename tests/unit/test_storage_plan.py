@@ -11,7 +11,7 @@ from sterna.model.disk import Checkpoint, Image, StateFile, Volume
 from sterna.model.host import Pool, PoolFacts
 from sterna.model.move import DiskWish, StorageWishes
 from sterna.model.vm import Disk, Ownership, OwnershipState, VMRecord, VMSpec
-from sterna.move.storage_plan import Facts, Question, check, plan
+from sterna.move.storage.plan import Facts, Question, check, plan
 
 GB = 1 << 30
 VDA = Disk(name="vda", pool="slow", volume="web-vda.2.qcow2", base=(Image(volume="debian.qcow2"),))

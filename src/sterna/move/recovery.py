@@ -35,9 +35,10 @@ from sterna.errors import (
 )
 from sterna.model.operation import Operation
 from sterna.model.vm import OwnershipState
-from sterna.move import engine, handover, memory, protocol, storage
+from sterna.move import engine, handover, memory, protocol
 from sterna.move.incoming import Incoming
 from sterna.move.peer import Peers
+from sterna.move.storage.engine import settled
 from sterna.operations.runner import Job
 from sterna.qemu.process import Process, find
 from sterna.qemu.sockets import cut_connections
@@ -162,7 +163,7 @@ class Recovery:
             if found.kind == "storage-move" and found.vm_id == vm.id:
 
                 async def work(job: Job) -> dict[str, Any]:
-                    return storage.settled(vm, mended, job)
+                    return settled(vm, mended, job)
 
                 self._resume(found.id, work)
 

@@ -14,7 +14,7 @@ from sterna.model.vm import OwnershipState
 from sterna.move.peer import Peer
 
 RENEW_S = 0.5
-SILENCE_S = 15.0  # a cable pulled for ten seconds is survived; a daemon that restarts is back sooner
+SILENCE_S = 15.0  # longer than a cable is out, and than a daemon takes to restart
 FRESH_S = 2.0  # the newest answer may be this old when the guest is about to be handed over
 
 

@@ -14,7 +14,7 @@ from sterna.errors import BlockJobFailed, Stalled
 from sterna.host.registry import Pools
 from sterna.model.disk import node_name
 from sterna.model.vm import VMRecord
-from sterna.move.storage_plan import Relocation
+from sterna.move.storage.plan import Relocation
 from sterna.qemu import nodes
 from sterna.qemu.blocks import Blocks
 from sterna.qemu.nodes import Layer

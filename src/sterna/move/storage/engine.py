@@ -33,11 +33,11 @@ from sterna.model.edge import dump
 from sterna.model.move import Phase, Severity, StorageWishes
 from sterna.model.operation import Operation
 from sterna.model.vm import RunState, VMRecord
-from sterna.move.storage_copy import Copies
-from sterna.move.storage_disks import Switchover
-from sterna.move.storage_facts import gather
-from sterna.move.storage_files import same
-from sterna.move.storage_plan import Facts, Plan, Question, Transfer, check, plan
+from sterna.move.storage.copy import Copies
+from sterna.move.storage.disks import Switchover
+from sterna.move.storage.facts import gather
+from sterna.move.storage.files import same
+from sterna.move.storage.plan import Facts, Plan, Question, Transfer, check, plan
 from sterna.move.undo import Undo
 from sterna.operations.runner import Job
 from sterna.units import format_duration, format_size

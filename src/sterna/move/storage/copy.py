@@ -18,10 +18,10 @@ from sterna.host import storage as directories
 from sterna.host.registry import Pools
 from sterna.model.disk import Volume
 from sterna.model.vm import VMRecord
-from sterna.move.storage_disks import Switchover
-from sterna.move.storage_files import carry
-from sterna.move.storage_plan import Facts, Plan, Relocation, Transfer
-from sterna.move.storage_progress import Progress
+from sterna.move.storage.disks import Switchover
+from sterna.move.storage.files import carry
+from sterna.move.storage.plan import Facts, Plan, Relocation, Transfer
+from sterna.move.storage.progress import Progress
 from sterna.operations.runner import Job
 from sterna.qemu import image
 from sterna.vms import chain

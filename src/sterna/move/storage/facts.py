@@ -10,7 +10,7 @@ from sterna.errors import SternaError
 from sterna.host.registry import Pools
 from sterna.model.disk import Volume
 from sterna.model.vm import VMRecord
-from sterna.move.storage_plan import Facts, Plan
+from sterna.move.storage.plan import Facts, Plan
 from sterna.qemu import image
 from sterna.vms import chain
 from sterna.vms.machine import VM
