@@ -142,7 +142,7 @@ def test_an_answer_without_json_and_a_daemon_that_dies_in_an_answer(sterna, ster
     sternad.answer = lambda handler: handler.send_raw(500, b"oops") or True
     two_lines(sterna("vm", "list"), 6, "HTTP 500 without saying why", "systemctl start")
     sternad.answer = lambda handler: handler.connection.shutdown(2) or True
-    two_lines(sterna("vm", "start", "web"), 9, "may or may not have been done", "sterna vm list")
+    two_lines(sterna("vm", "pause", "web"), 9, "may or may not have been done", "sterna vm list")
 
 
 def test_the_findings_of_a_refused_move_are_told_one_by_one(capsys):

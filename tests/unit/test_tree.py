@@ -120,12 +120,16 @@ def test_links_between_texts_lead_somewhere():
     assert dead == []
 
 
+XML_NAMES = "http://libvirt.org/schemas/"  # names of vocabularies: nobody fetches them
+
+
 def test_no_address_of_the_outside_world_is_built_in():
     found = [
         f"{path.relative_to(TREE)}: {match.group()}"
         for path in OURS
         if path.name not in {"LICENSE", "openapi.json"} and path.suffix not in {".pyc", ".gz"}
         for match in OUTSIDE.finditer(path.read_text(errors="replace"))
+        if not match.group().startswith(XML_NAMES)
     ]
     assert found == []
 
