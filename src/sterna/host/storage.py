@@ -14,6 +14,7 @@ import contextlib
 import errno
 import glob
 import os
+import threading
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -242,9 +243,27 @@ def delete_volume(pool: Pool, volume: str) -> None:
     try:
         for part in path.parent.glob(f".{glob.escape(path.name)}.{PART_CHANCE}.part"):
             part.unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+        _unlink(path)
     except OSError as error:
         raise _unusable(pool, error) from error
+
+
+def _unlink(path: Path) -> None:
+    """The name goes at once; the space of a large file, which takes seconds, a moment later.
+
+    A file lives as long as somebody has it open: we do, and let go of it beside everything else.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    except OSError:  # not even to be read: then it takes as long as it takes
+        path.unlink(missing_ok=True)
+        return
+    try:
+        path.unlink(missing_ok=True)
+    finally:
+        threading.Thread(target=os.close, args=(file,), name="free-space", daemon=True).start()
 
 
 def sync_directory(pool: Pool) -> None:
