@@ -114,6 +114,12 @@ class Traveller:
         assert self.ended(host, operation)["state"] == "succeeded"
 
 
+def record_of(host: Host, vm: str = "tern") -> Path:
+    """The file of the VM's record; a host also has records of VMs that have left."""
+    identity = host.client.get(f"/v1/vms/{vm}")["id"]
+    return host.folder / "state" / "vms" / f"{identity}.json"
+
+
 def wait_until(condition: Callable[[], object], what: str, timeout_s: float = WAIT_S) -> None:
     """Until `condition` holds; a daemon that does not answer yet is simply asked again."""
     deadline = time.monotonic() + timeout_s

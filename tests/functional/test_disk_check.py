@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from moving import record_of
 from sterna.lab.hosts import LOCAL_POOL, Host
 
 pytestmark = pytest.mark.functional
@@ -128,7 +129,7 @@ def test_memory_that_was_changed_and_files_of_nobody_are_found(shelf):
     state.write_bytes(b"memory")
     (shelf.folder / "stray.qcow2").write_bytes(b"")
     assert shelf.found() == [("disk.unused", "stray.qcow2"), ("disk.unused", "tern.mem")]
-    (record,) = (shelf.host.folder / "state" / "vms").glob("*.json")
+    record = record_of(shelf.host)
     shelf.host.stop()
     data = json.loads(record.read_text())
     place = {"pool": LOCAL_POOL, "volume": state.name}

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from storage_crashing import POINTS
 
-from moving import Load, Traveller, traveller, wait_until
+from moving import Load, Traveller, record_of, traveller, wait_until
 from sterna.errors import SternaError, StorageMoveRefused
 from sterna.lab import demo
 from sterna.lab import hosts as lab_hosts
@@ -53,7 +53,7 @@ class Places:
         disks = self.disks()
         here = {self.paths[pool] / name for pool in self.paths for name in self.files(pool)}
         assert here == set(disks.values())
-        (record,) = (self.host.folder / "state" / "vms").glob("*.json")
+        record = record_of(self.host)
         assert '"made": []' in record.read_text()
         assert '"leaving": []' in record.read_text()
 
@@ -246,7 +246,7 @@ def test_a_qemu_that_dies_with_its_daemon_at_the_switch_has_every_block(lab, pla
 @contextlib.contextmanager
 def a_twin(host: Host) -> Iterator[None]:
     """A second VM with the same disks, as no API makes it."""
-    (record,) = (host.folder / "state" / "vms").glob("*.json")
+    record = record_of(host)
     data = json.loads(record.read_text())
     data["spec"] |= {"name": "gull", "id": "5d2b8f5e-6a51-4f0c-8d5e-1f2a3b4c5d6e", "nics": []}
     twin = record.with_name(f"{data['spec']['id']}.json")
@@ -309,7 +309,7 @@ def test_what_stands_in_the_way_is_said_before_anything_is_copied(lab, places):
 def grow_a_tree(places: Places) -> dict[str, Any]:
     """Give the disk vda of the VM, which is off, a template below, two checkpoints and a branch."""
     host, folder = places.host, places.paths[LOCAL_POOL]
-    (record,) = (host.folder / "state" / "vms").glob("*.json")
+    record = record_of(host)
     host.stop()
 
     def image(name: str, below: str = "") -> None:

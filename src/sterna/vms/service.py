@@ -24,6 +24,7 @@ from sterna.errors import (
     VMBusy,
     VMDamaged,
     VMExists,
+    VMLost,
     VMNotFound,
     VMStartFailed,
     VMWrongState,
@@ -49,6 +50,8 @@ from sterna.vms.specify import complete
 from sterna.vms.view import view
 
 log = logging.getLogger(__name__)
+
+PRESS_AGAIN_S = 10.0  # longer than a guest needs to notice, shorter than its user's patience
 
 
 class VMs:
@@ -350,11 +353,9 @@ class VMs:
                 state=vm.state,
                 fix=f"Resume it first, or cut its power: sterna vm stop --force {vm.name}",
             )
-        with contextlib.suppress(QEMULost):  # it may end on its own in this very moment
-            await vm.qmp.system_powerdown()
         try:
             async with asyncio.timeout(timeout_s):
-                await vm.ended.wait()
+                await self._press_power_button(vm)
         except TimeoutError:
             raise VMWrongState(
                 action=f"shut down within {timeout_s:g} s",
@@ -363,3 +364,13 @@ class VMs:
                 fix=f"Wait longer with --timeout, or cut its power: sterna vm stop --force {vm.name}",
             ) from None
         return f"{vm.name} shut down"
+
+    @staticmethod
+    async def _press_power_button(vm: VM) -> None:
+        """Until the VM is off: a guest that is still booting does not notice the first time."""
+        while not vm.ended.is_set():
+            with contextlib.suppress(QEMULost, VMLost):  # it may end in this very moment
+                await vm.qmp.system_powerdown()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PRESS_AGAIN_S):
+                    await vm.ended.wait()
