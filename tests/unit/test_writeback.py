@@ -1,13 +1,12 @@
 """What arrives of a disk is written down while it comes."""
 
 import asyncio
-import os
 from pathlib import Path
 
 from sterna.move import writeback
 
 
-def written(paths, monkeypatch, times=1, error=None):
+def written(paths, monkeypatch, times=1, failed=0):
     """The files that were written down until the move was decided."""
     seen = []
     monkeypatch.setattr(writeback, "PERIOD_S", 0.001)
@@ -15,14 +14,13 @@ def written(paths, monkeypatch, times=1, error=None):
     async def run():
         ended, loop = asyncio.Event(), asyncio.get_running_loop()
 
-        def fdatasync(file):
+        def begin(file, *_):
             seen.append(Path(f"/proc/self/fd/{file}").readlink())
             if len(seen) == times:
                 loop.call_soon_threadsafe(ended.set)
-            if error:
-                raise error
+            return failed
 
-        monkeypatch.setattr(os, "fdatasync", fdatasync)
+        monkeypatch.setattr(writeback._libc, "sync_file_range", begin)
         async with asyncio.timeout(10):
             await writeback.write_back(paths, ended)
 
@@ -40,4 +38,10 @@ def test_a_disk_that_is_gone_or_fails_does_not_disturb_the_others(tmp_path, monk
     disks = [tmp_path / name for name in ("gone", "one", "two")]
     for disk in disks[1:]:
         disk.write_bytes(b"x")
-    assert written(disks, monkeypatch, times=2, error=OSError("it fails")) == disks[1:]
+    assert written(disks, monkeypatch, times=2, failed=-1) == disks[1:]
+
+
+def test_the_kernel_accepts_what_it_is_asked(tmp_path):
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    writeback._begin_writing(disk)
