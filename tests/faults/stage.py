@@ -140,13 +140,15 @@ class Stage:
         if not self.lives:
             self.home, self.other = self.lab.hosts
             self.guest.begin()
-            self.lives = True
+            self.lives, self.durable = True, {}
         state = self.view(self.home)["state"]
         if running and state == "off":
             self._start()
         if not running and state == "running":
             self.durable = self._durable_now()
             self.guest.power_off(self.home)
+        if not running and not self.durable:  # its QEMU was killed in the cell before
+            self.durable = self.last_told()
         for host in self.lab.hosts:
             for name in (holding.FAULT, holding.HELD, holding.UNREADABLE):
                 (host.folder / name).unlink(missing_ok=True)
@@ -154,7 +156,7 @@ class Stage:
                 shutil.rmtree(self.pool(host, pool) / ".sterna-parts", ignore_errors=True)
 
     def _start(self) -> None:
-        began = time.time_ns()
+        began, self.durable = time.time_ns(), {}
         self.home.client.post("/v1/vms/tern:start")
         self.guest.boot = self.witness.wait_beat(began).boot_id
         self.guest.ask(self.home, "status")
