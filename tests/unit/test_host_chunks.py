@@ -91,3 +91,25 @@ def test_a_file_that_ends_too_early_is_an_error(thin):
     fd, size = thin
     with pytest.raises(OSError, match="ends too early"):
         chunks.read(fd, size + CHUNK, 5)
+
+
+@given(contents())
+def test_what_was_squeezed_is_spread_as_it_was(data):
+    squeezed = chunks.squeeze(data)
+    assert len(squeezed) <= len(data)
+    assert chunks.spread(squeezed, len(data)) == data
+
+
+def test_what_does_not_compress_is_left_as_it_is():
+    data = os.urandom(CHUNK // 8)
+    assert chunks.squeeze(data) is data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"garbage", chunks.squeeze(bytes(CHUNK)), chunks.squeeze(bytes(BLOCK))[:-3]],
+    ids=["nothing", "garbage", "larger than told", "cut"],
+)
+def test_what_spreads_to_another_size_is_refused_without_taking_its_room(data):
+    with pytest.raises(ValueError, match=f"it is not {BLOCK} bytes"):
+        chunks.spread(data, BLOCK)

@@ -32,6 +32,7 @@ from sterna.model.vm import Ownership, OwnershipState, VMRecord, VMSpec
 from sterna.move import files
 from sterna.move.arriving import ArrivingFiles
 from sterna.move.files import Sending, Sent, send
+from sterna.vms.kept import Kept
 from sterna.vms.machine import VM
 
 CHUNK = 64 << 10
@@ -62,6 +63,7 @@ class Ends:
         self.pools = Pools(self.folder / "pools", host=self.name)
         await self.pools.create(Pool(name="local", path=str(self.folder / "pool")))
         self.parts = Parts(self.pools, host=self.name)
+        self.kept = Kept(self.folder / "kept", self.pools)
         ownership = Ownership(state=OwnershipState.RESERVED, epoch=2)
         store = Store(self.folder / "vms", VMRecord)
         self.vm = VM(VMRecord(spec=SPEC, ownership=ownership), store, self.folder / "run")
@@ -78,7 +80,9 @@ class Ends:
             file.truncate()
         return path
 
-    def reserve(self, *paths: Path, live: bool = False, is_base: bool = False) -> None:
+    def reserve(
+        self, *paths: Path, live: bool = False, is_base: bool = False, seeded: bool = False
+    ) -> None:
         offers = [
             FileOffer(
                 place=Volume(pool="local", volume=path.name),
@@ -96,8 +100,9 @@ class Ends:
             paused=False,
             accel="",
             files=tuple(offers),
+            seeded=seeded,
         )
-        self.arriving = ArrivingFiles(self.vm, reservation, self.parts)
+        self.arriving = ArrivingFiles(self.vm, reservation, self.parts, self.kept)
 
     async def send(self, *paths: Path, **how: object) -> Sent:
         items = [
@@ -449,7 +454,7 @@ async def test_parts_of_a_live_move_go_with_it_and_others_expire(tmp_path):
     await ends.arriving.close()
     assert not (tmp_path / "pool" / DIRECTORY).exists()
 
-    ends.reserve(disk)
+    ends.reserve(disk, live=True, seeded=True)
     await ends.send(disk)
     old = time.time() - EXPIRES_S - 60
     os.utime(ends.part(disk), (old, old))
@@ -462,6 +467,28 @@ async def test_parts_of_a_live_move_go_with_it_and_others_expire(tmp_path):
     os.utime(ends.part(disk), (old, old))
     ends.parts.sweep()
     assert not (tmp_path / "pool" / DIRECTORY).exists()
+
+
+@in_loop
+async def test_what_a_kept_copy_holds_is_not_sent(tmp_path):
+    """A VM comes back to a host that kept its disk: only what changed since goes over the wire."""
+    ends = Ends(tmp_path)
+    await ends.begin()
+    pieces = [rubble(CHUNK) for _ in range(4)]
+    disk = ends.make("disk", *pieces)
+    kept = ends.there(disk)
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_bytes(pieces[0] + rubble(CHUNK) + pieces[2][:-1])
+    await ends.kept.keep("web1", SPEC.id, [Volume(pool="local", volume="disk")], "left", 1.0)
+    assert not kept.exists()
+
+    ends.reserve(disk)
+    sent = await ends.send(disk)
+    await ends.arriving.place()
+    assert kept.read_bytes() == disk.read_bytes()
+    assert (sent.present, sorted(ends.puts)) == (CHUNK, [(0, 1), (0, 2), (0, 3)])
+    assert len(ends.kept.list()) == 1
+    await ends.arriving.close()
 
 
 @in_loop

@@ -2,7 +2,7 @@
 
 A chunk of zeroes has the digest `HOLE` and is never sent, and what the file system knows to be a
 hole is not even read. Within a chunk, blocks of zeroes are left out, so that a thin file stays thin
-to the block. The root is one digest of the size and of all chunks: two files with the same root
+to the block; what is left is compressed if that makes it smaller. The root is one digest of the size and of all chunks: two files with the same root
 have the same content. Blocking functions on file descriptors; the file is not written meanwhile.
 """
 
@@ -13,11 +13,14 @@ import hashlib
 import os
 from collections.abc import Iterator
 
+import zstandard
+
 from sterna.units import KIB, MIB
 
 CHUNK = 4 * MIB  # a request's body; a digest of it costs a few ms
 BLOCK = 4 * KIB  # what file systems allocate by
 DIGEST_BYTES = 32
+LEVEL = 1  # of zstd: some 500 MB/s a core, and random data is found out at twice that
 HOLE = bytes(DIGEST_BYTES)  # digest of any number of zeroes: no SHA-256 is known that is zero
 _ZEROES = bytes(CHUNK)
 _NO_BLOCK = bytes(BLOCK)
@@ -115,6 +118,26 @@ def pack(data: bytes) -> tuple[int, bytes]:
             blocks |= 1 << number
             kept.append(block)
     return blocks, data if len(kept) * BLOCK >= len(data) else b"".join(kept)
+
+
+def squeeze(data: bytes) -> bytes:
+    """`data`, compressed if that saves anything worth it; shorter than `data`, or `data` itself."""
+    squeezed = zstandard.ZstdCompressor(level=LEVEL).compress(data)
+    return squeezed if len(squeezed) < len(data) * 15 // 16 else data
+
+
+def spread(data: bytes, size: int) -> bytes:
+    """What was squeezed, `size` bytes. ValueError if it is anything else; never takes more room."""
+    if len(data) == size:
+        return data
+    try:
+        told = zstandard.get_frame_parameters(data).content_size
+        found = zstandard.ZstdDecompressor().decompress(data, size) if told == size else b""
+    except zstandard.ZstdError as error:
+        raise ValueError(f"it is not {size} bytes: {error}") from error
+    if len(found) != size:
+        raise ValueError(f"it is not {size} bytes")
+    return found
 
 
 def runs(blocks: int, size: int) -> Iterator[tuple[int, int]]:

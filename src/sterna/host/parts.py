@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -52,39 +52,75 @@ class Stopped(Exception):
 
 
 class Part:
-    """One file on its way, open. `close` it when no thread uses it any more."""
+    """One file on its way, open. `close` it when no thread uses it any more.
 
-    def __init__(self, path: Path, size: int, *, is_writable: bool = True) -> None:
+    `like` is a file of this host that may hold much of the same at the same places.
+    """
+
+    def __init__(
+        self, path: Path, size: int, *, is_writable: bool = True, like: Path | None = None
+    ) -> None:
         self.path = path
         self.size = size
         self.is_writable = is_writable
+        self._like = -1
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW if is_writable else os.O_RDONLY
         self._fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
         try:
             if is_writable and os.fstat(self._fd).st_size != size:
                 os.ftruncate(self._fd, size)
+            if is_writable and like is not None:
+                self._like = os.open(like, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except BaseException:
             os.close(self._fd)
             raise
 
     def close(self) -> None:
         """May be repeated."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        for fd in (self._fd, self._like):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._like = -1
 
     def digests(self, first: int) -> bytes:
         """Of the chunks from `first` on, as many as are read within DIGESTS_S, at least one."""
         until = clock.monotonic() + DIGESTS_S
         found = bytearray()
-        for digest in chunks.held(self._fd, self.size, first, first + MOST_DIGESTS):
+        for digest in self._held(first, min(first + MOST_DIGESTS, chunks.count(self.size))):
             found += digest
             if clock.monotonic() > until:
                 break
         return bytes(found)
 
+    def _held(self, first: int, last: int) -> Iterator[bytes]:
+        if self._like < 0:
+            yield from chunks.held(self._fd, self.size, first, last)
+            return
+        for chunk in range(first, last):
+            self._borrow(chunk)
+            yield from chunks.held(self._fd, self.size, chunk, chunk + 1)
+
+    def _borrow(self, chunk: int) -> None:
+        """What the other file has at a place where nothing has arrived yet. If it is of no use it
+        is written over.
+        """
+        start, size = chunk * chunks.CHUNK, chunks.length(self.size, chunk)
+        mine = chunks.next_data(self._fd, start)
+        theirs = chunks.next_data(self._like, start)
+        if (mine is not None and mine < start + size) or theirs is None or theirs >= start + size:
+            return
+        data = os.pread(self._like, size, start)
+        blocks, packed = chunks.pack(data)
+        self._write_blocks(start, chunks.runs(blocks, len(data)), packed)
+
+    def _write_blocks(self, start: int, runs: Iterable[tuple[int, int]], data: bytes) -> None:
+        view, done = memoryview(data), 0
+        for offset, run in runs:
+            _write(self._fd, view[done : done + run], start + offset)
+            done += run
+
     def store(self, chunk: int, blocks: int, data: bytes) -> None:
-        """Make chunk number `chunk` be `data` in its `blocks`, and zero elsewhere.
+        """Make chunk number `chunk` be `data`, squeezed or not, in its `blocks`, and zero elsewhere.
 
         ValueError if they do not fit each other.
         """
@@ -92,15 +128,16 @@ class Part:
             raise ValueError(f"the file has no chunk {chunk}")
         size, start = chunks.length(self.size, chunk), chunk * chunks.CHUNK
         runs = list(chunks.runs(blocks, size))
-        if sum(run for _, run in runs) != len(data):
-            raise ValueError(f"{len(data)} bytes do not fit the blocks of chunk {chunk}")
+        try:
+            data = chunks.spread(data, sum(run for _, run in runs))
+        except ValueError as error:
+            raise ValueError(
+                f"what came does not fit the blocks of chunk {chunk}: {error}"
+            ) from error
         found = chunks.next_data(self._fd, start)
         if found is not None and found < start + size:
             _punch(self._fd, start, size)
-        view, done = memoryview(data), 0
-        for offset, run in runs:
-            _write(self._fd, view[done : done + run], start + offset)
-            done += run
+        self._write_blocks(start, runs, data)
 
     def root(self, tell: Callable[[int], bool]) -> str:
         """The root of what is on storage: nothing that was written is taken from memory.
@@ -148,14 +185,14 @@ class Parts:
 
     # ---- one part --------------------------------------------------------------------------
 
-    def open(self, owner: str, place: Volume, size: int) -> Part:
+    def open(self, owner: str, place: Volume, size: int, like: Path | None = None) -> Part:
         """The part that shall be `place`, as far as it is there. Raises FileNotStored, PoolUnusable."""
         path = self._path(self._pools.require(place.pool), owner, place.volume)
         with self.storing(place):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._in_use.add(path)
             try:
-                return Part(path, size)
+                return Part(path, size, like=like)
             except BaseException:
                 self._in_use.discard(path)
                 raise

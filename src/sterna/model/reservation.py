@@ -61,6 +61,12 @@ class Reservation:
     saved: StateFile | None = None
     files: tuple[FileOffer, ...] = field(default=())
     mirrors: tuple[MirrorOffer, ...] = field(default=())
+    seeded: bool = False  # the disks were frozen for this move; another try goes on with the files
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether what arrived of the files is of use after a failure."""
+        return self.seeded or not self.live
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

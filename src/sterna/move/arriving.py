@@ -2,8 +2,9 @@
 
 Promises: a file gets its name only by `place`, after all files of the reservation have been read
 back and found to be what the source sent; a template that is here already is compared, never
-written; after `close` no thread works on any of them. The parts of a VM that is off stay after a
-failure, for the next try to go on with.
+written; after `close` no thread works on any of them. The parts of a VM that is off, or of a move
+that says so, stay after a failure, for the next try to go on with. What a kept copy of the same file
+holds need not be sent.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from sterna.errors import BadSpec, BaseDiffers, Failed, FileClosed, SternaError,
 from sterna.host.parts import Part, Parts, Stopped
 from sterna.model.disk import Volume
 from sterna.model.reservation import FileCheck, FileOffer, Reservation
+from sterna.vms.kept import Kept
 from sterna.vms.machine import VM
 
 log = logging.getLogger(__name__)
@@ -42,10 +44,11 @@ class _File:
 class ArrivingFiles:
     """All files of `reservation`; `n` is their index there."""
 
-    def __init__(self, vm: VM, reservation: Reservation, parts: Parts) -> None:
+    def __init__(self, vm: VM, reservation: Reservation, parts: Parts, kept: Kept) -> None:
         self._vm = vm
         self._parts = parts
-        self._is_lasting = not reservation.live
+        self._kept = kept
+        self._is_lasting = reservation.is_resumable
         self._owner = owner(vm.id, is_lasting=self._is_lasting)
         self._files = [_File(offer) for offer in reservation.files]
         self._is_closed = False
@@ -167,7 +170,8 @@ class ArrivingFiles:
                 return part
             part.close()
             raise BaseDiffers(volume=offer.place, host=self._parts.host, vm=self._vm.name)
-        return self._parts.open(self._owner, offer.place, offer.size)
+        like = None if offer.is_base else self._kept.copy_of(self._vm.id, offer.place)
+        return self._parts.open(self._owner, offer.place, offer.size, like)
 
     async def _use(self, file: _File, work: Callable[[Part], T], *, writes: bool = False) -> T:
         part = await self._open(file)
@@ -249,5 +253,5 @@ class ArrivingFiles:
 
 
 def owner(vm_id: str, *, is_lasting: bool) -> str:
-    """Whose parts they are: those of a live move are of no use after it."""
+    """Whose parts they are: those of most live moves are of no use after them."""
     return vm_id if is_lasting else f"live-{vm_id}"

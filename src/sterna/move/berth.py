@@ -139,7 +139,7 @@ class Berth:
     def _room(self, reservation: Reservation, facts: HostFacts) -> None:
         room: dict[str, int] = {}
         places = {disk.name: disk.pool for disk in reservation.spec.disks}
-        mine = owner(reservation.spec.id, is_lasting=not reservation.live)
+        mine = owner(reservation.spec.id, is_lasting=reservation.is_resumable)
         for file in reservation.files:
             lacking = file.allocated - self._parts.held(mine, file.place)
             if lacking > 0 and not (file.is_base and self._is_here(file.place)):

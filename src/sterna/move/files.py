@@ -233,11 +233,12 @@ class _Meter:
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """A chunk as it is here; `data` is None if the target has the same."""
+    """A chunk as it is here; `data`, squeezed, is None if the target has the same."""
 
     digest: bytes
-    blocks: int
-    data: bytes | None
+    blocks: int = 0
+    data: bytes | None = None
+    content: int = 0  # bytes of its blocks that are not zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,16 +329,17 @@ class _Sender:
             data = chunks.read(one.fd, one.size, k)
             digest = chunks.digest(data)
             if digest == there:
-                return _Chunk(digest, 0, None)
-            return _Chunk(digest, *chunks.pack(data))
+                return _Chunk(digest)
+            blocks, packed = chunks.pack(data)
+            return _Chunk(digest, blocks, chunks.squeeze(packed), len(packed))
 
         chunk = await self._read(one.file, look)
         whole, sent = chunks.length(one.size, k), self._sent
         if chunk.data is not None:
             await self._line.put(one.file.n, k, chunk.blocks, chunk.data)
-            sent.sent += len(chunk.data)
+            sent.sent += chunk.content
             sent.wire += len(chunk.data)
-            sent.zero += whole - len(chunk.data)
+            sent.zero += whole - chunk.content
         elif chunk.digest == HOLE:
             sent.zero += whole
         else:

@@ -177,7 +177,7 @@ class Incoming:
             reservation,
             vm,
             ReservationStatus(operation=reservation.operation, state=OwnershipState.RESERVED),
-            ArrivingFiles(vm, reservation, self.parts),
+            ArrivingFiles(vm, reservation, self.parts, self._vms.kept),
         )
         self._vms.adopt(vm)
         self._arrivals[reservation.operation] = arrival

@@ -106,7 +106,7 @@ class Peer:
         return (await self._send(self._bulk, "GET", path, CHUNK_S)).content
 
     async def put(self, operation: str, n: int, chunk: int, blocks: int, data: bytes) -> None:
-        """Give it one chunk: `data` are its `blocks`, the others are zero. May be repeated."""
+        """Give it one chunk: `data` are its `blocks`, squeezed, the others are zero. May be repeated."""
         path = f"/v1/peer/reservations/{operation}/files/{n}/chunks/{chunk}?blocks={blocks:x}"
 
         async def pieces() -> AsyncIterator[bytes]:

@@ -85,6 +85,15 @@ class Kept:
             if any(file.was.pool == pool for file in copy.files)
         )
 
+    def copy_of(self, vm_id: str, volume: Volume) -> Path | None:
+        """The newest copy that is kept of what was this volume of this VM."""
+        for copy in reversed(self.list()):
+            for file in copy.files:
+                if copy.vm_id == vm_id and file.was == volume:
+                    path = self._pools.volume_path(volume.pool, file.now)
+                    return path if path.is_file() else None
+        return None
+
     # ---- keeping ---------------------------------------------------------------------------
 
     async def intend(

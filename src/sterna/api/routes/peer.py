@@ -95,7 +95,10 @@ async def digests(request: Request, operation: str, n: int, first: int = 0) -> R
 
 @router.put("/reservations/{operation}/files/{n}/chunks/{chunk}", status_code=204)
 async def put(request: Request, operation: str, n: int, chunk: int, blocks: str) -> Response:
-    """One chunk of a file: its blocks that are not zero, `blocks` says which, as hexadecimal bits."""
+    """One chunk of a file: its blocks that are not zero, `blocks` says which, as hexadecimal bits.
+
+    A body that is shorter than these blocks is them, compressed by zstd.
+    """
     files = request.app.state.services.incoming.files(operation)
     pieces = [piece async for piece in request.stream() if piece]  # one; `body()` would copy it
     await files.put(n, chunk, _bits(blocks), b"".join(pieces))
