@@ -22,6 +22,7 @@ from sterna import __version__, clock, config, log
 from sterna.api.app import build
 from sterna.api.serve import serve
 from sterna.api.services import Services
+from sterna.checkpoint.seed import Seeds
 from sterna.checkpoint.service import Checkpoints
 from sterna.checkpoint.settle import settlers
 from sterna.config import Config
@@ -64,7 +65,9 @@ class Daemon:
         self.checkpoints = Checkpoints(self.vms)
         self.inspections = Inspections(self.vms)
         self.ports = Ports(self.vms, self.checkpoints)
-        self.moves = Moves(self.vms, self.peers, self.facts)
+        self.seeds = Seeds(self.vms, self.checkpoints)
+        self.incoming.on_arrival = self.seeds.make_whole
+        self.moves = Moves(self.vms, self.peers, self.facts, self.seeds)
         self.doubts = Doubts(self.vms, self.peers, self.incoming)
 
     async def facts(self) -> HostFacts:
@@ -110,6 +113,7 @@ class Daemon:
         recovery = Recovery(self.vms, self.peers, self.incoming, ends)
         await recovery.run()
         await self.ports.clear()
+        self.runner.background(self.seeds.sweep(), "make disks whole that a move had frozen")
         self.runner.background(self.doubts.tell(), "tell hosts that were fenced")
         self.runner.background(self.vms.kept.janitor(), "delete kept copies that have expired")
         self.runner.background(self.inspections.note(), "note what frozen images look like")

@@ -75,7 +75,15 @@ class Creation:
     """One checkpoint of one VM, whose lease the caller holds."""
 
     def __init__(  # noqa: PLR0913 - what, how, and who does it
-        self, vms: VMs, vm: VM, job: Job, *, name: str, with_memory: bool, max_downtime_ms: int
+        self,
+        vms: VMs,
+        vm: VM,
+        job: Job,
+        *,
+        name: str,
+        with_memory: bool,
+        max_downtime_ms: int,
+        hidden: bool = False,
     ) -> None:
         self._vms = vms
         self._vm = vm
@@ -89,7 +97,7 @@ class Creation:
         identity = job.id[:8]  # whoever finds the operation unfinished knows what to look for
         while identity in taken:
             identity = f"{(int(identity, 16) + 1) % (1 << 32):08x}"
-        self.checkpoint = Checkpoint(id=identity, name=name, created=clock.now())
+        self.checkpoint = Checkpoint(id=identity, name=name, created=clock.now(), hidden=hidden)
         self._memory = (
             MemoryFile(vm, vms.launcher, f"{vm.name}-{identity}-{name}") if with_memory else None
         )

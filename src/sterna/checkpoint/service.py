@@ -85,13 +85,24 @@ class Checkpoints:
 
         return self._start("checkpoint", vm, work)
 
-    async def freeze(self, vm: VM, job: Job, name: str) -> None:
-        """One of disks only, for another operation, whose lease the caller holds."""
-        with_memory = require_possible(vm, memory=False)
-        await self._create(vm, job, name, with_memory, CheckpointWishes().max_downtime_ms)
+    async def freeze(self, vm: VM, job: Job, name: str, *, hidden: bool = False) -> None:
+        """One of disks only, for another operation, whose lease the caller holds.
 
-    async def _create(
-        self, vm: VM, job: Job, name: str, with_memory: bool, max_downtime_ms: int
+        A hidden one is as if its user had deleted it already: `merge` ends it.
+        """
+        with_memory = require_possible(vm, memory=False)
+        pause_ms = CheckpointWishes().max_downtime_ms
+        await self._create(vm, job, name, with_memory, pause_ms, hidden=hidden)
+
+    async def _create(  # noqa: PLR0913 - what, how, and who does it
+        self,
+        vm: VM,
+        job: Job,
+        name: str,
+        with_memory: bool,
+        max_downtime_ms: int,
+        *,
+        hidden: bool = False,
     ) -> JSON:
         return await _told(
             job,
@@ -102,6 +113,7 @@ class Checkpoints:
                 name=name,
                 with_memory=with_memory,
                 max_downtime_ms=max_downtime_ms,
+                hidden=hidden,
             ),
             failed=lambda why, fix: CheckpointFailed(
                 vm=vm.name, checkpoint=name, reason=why, fix=fix

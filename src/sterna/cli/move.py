@@ -78,6 +78,12 @@ def _places(context: click.Context, parameter: click.Parameter, incomplete: str)
     "--keep-for", type=duration, metavar="DURATION", help="How long. Default: 168h, a week."
 )
 @click.option("--parallel-disks", type=int, metavar="N", help="Disks at a time. Default: 2.")
+@click.option(
+    "--disk-copy",
+    type=click.Choice(["auto", "mirror", "seed"]),
+    help="How disks of a running VM go: by QEMU's mirror; or as frozen files, compressed, which a "
+    "second try goes on with, and a mirror of what is written meanwhile.",
+)
 @click.option("--detach", is_flag=True, help="Print the operation's id and do not wait.")
 @click.pass_obj
 def move(
@@ -115,6 +121,7 @@ def _host(where: tuple[str, ...], wished: Mapping[str, Any]) -> dict[str, Any]:
         "deadline_s": wished["deadline"],
         "pool": wished["pool"],
         "disks": dict(wished["places"]) or None,
+        "disk_copy": wished["disk_copy"],
     }
     return {"target": where[0]} | _given(given) | _common(wished)
 
@@ -122,7 +129,7 @@ def _host(where: tuple[str, ...], wished: Mapping[str, Any]) -> dict[str, Any]:
 def _storage(where: tuple[str, ...], wished: Mapping[str, Any]) -> dict[str, Any]:
     """Body of a move of disks within the host."""
     context = click.get_current_context()
-    for option in ("max_downtime", "deadline"):
+    for option in ("max_downtime", "deadline", "disk_copy"):
         if wished[option] is not None:
             name = option.replace("_", "-")
             raise click.UsageError(f"--{name} is for moves to another host.", context)

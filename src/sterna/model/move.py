@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 from sterna.model.disk import STRICT, ImageFormat
 from sterna.model.vm import Size
@@ -11,6 +12,11 @@ from sterna.model.vm import Size
 DEFAULT_MAX_DOWNTIME_MS = 300  # a pause that few protocols and no person notices
 DEFAULT_KEEP_DAYS = 7.0  # a week shows whether all went well
 DEFAULT_PARALLEL_DISKS = 2  # more only make the storage of both sides seek
+
+
+# mirror: QEMU copies the disks as the guest writes them. seed: what they hold is frozen and goes as
+# files, compressed, and a try that failed is gone on with; only what is written since is mirrored.
+DiskCopy = Literal["auto", "mirror", "seed"]
 
 
 class Phase(StrEnum):
@@ -50,6 +56,7 @@ class MoveWishes:
     keep_source: bool = False  # the source's files stay, under another name, for `keep_days`
     keep_days: float = DEFAULT_KEEP_DAYS
     parallel_disks: int = DEFAULT_PARALLEL_DISKS
+    disk_copy: DiskCopy = "auto"  # of a VM that runs
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_downtime_ms <= 2_000_000:  # QEMU's own limit

@@ -34,7 +34,7 @@ from sterna.model.move import DiskProgress, MemoryProgress, MoveWishes, Phase
 from sterna.model.operation import Operation
 from sterna.model.reservation import GIVEN_UP, ReservationStatus
 from sterna.model.vm import OwnershipState
-from sterna.move import capabilities, checks, files, handover, memory, offer
+from sterna.move import capabilities, checks, files, handover, memory, offer, seed
 from sterna.move.disks import Mirrors
 from sterna.move.peer import Peer, Peers
 from sterna.move.report import Report
@@ -52,10 +52,13 @@ SWITCH_OVER_S = 10.0  # device state of the largest guests takes a second
 class Moves:
     """All moves away from this host."""
 
-    def __init__(self, vms: VMs, peers: Peers, gather: Callable[[], Awaitable[HostFacts]]) -> None:
+    def __init__(
+        self, vms: VMs, peers: Peers, gather: Callable[[], Awaitable[HostFacts]], seeds: seed.Seeds
+    ) -> None:
         self._vms = vms
         self._peers = peers
         self._gather = gather
+        self._seeds = seeds
 
     async def begin(self, ref: str, wishes: MoveWishes) -> Operation:
         """Plan the move of a VM and start it as an operation.
@@ -66,17 +69,36 @@ class Moves:
         self._vms.require_idle(vm)
         with vm.lease(f"a move to {wishes.target} is being planned"):
             peer, travel, warnings = await self._plan(vm, wishes)
+            is_sown, why = await self._choose(vm, travel, wishes)
+
+        async def go(job: Job) -> dict[str, Any]:
+            for warning in warnings:
+                job.warn(warning)
+            if not is_sown:
+                return await Move(vm, peer, wishes, travel, job=job, vms=self._vms).run()
+            job.log(f"its disks are frozen and sent as files: {why}")
+            await self._seeds.sow(vm, job)
+            _, sown, _ = await self._plan(vm, wishes)
+            sown = replace(sown, is_sown=True)
+            return await Move(vm, peer, wishes, sown, job=job, vms=self._vms).run()
 
         async def work(job: Job) -> dict[str, Any]:
-            with vm.lease(f"moving to {wishes.target}", job.id):
-                move = Move(vm, peer, wishes, travel, job=job, vms=self._vms)
-                for warning in warnings:
-                    job.warn(warning)
-                return await move.run()
+            try:
+                with vm.lease(f"moving to {wishes.target}", job.id):
+                    return await go(job)
+            finally:
+                self._seeds.make_whole(vm)  # if it is here still
 
         return self._vms.runner.start(
             "move", vm=vm.name, vm_id=vm.id, work=work, peer=wishes.target
         )
+
+    async def _choose(self, vm: VM, travel: Travel, wishes: MoveWishes) -> tuple[bool, str]:
+        if not travel.mirrors and wishes.disk_copy != "seed":
+            return False, ""
+        bitmaps = await offer.bitmaps(vm, travel)
+        free = {facts.pool.name: facts.free for facts in await self._vms.launcher.pools.facts()}
+        return seed.choose(travel, wishes, bitmaps, free)
 
     async def _plan(self, vm: VM, wishes: MoveWishes) -> tuple[Peer, Travel, list[str]]:
         source = await self._gather()

@@ -69,6 +69,7 @@ class Incoming:
         self.parts = Parts(vms.launcher.pools, host=vms.config.name)
         self._berth = Berth(vms, self.parts)
         self._gather = gather
+        self.on_arrival: Callable[[VM], None] = lambda _: None  # when a VM is ours and runs
         self._admission = asyncio.Lock()
         self._arrivals: dict[str, Arrival] = {}
         self._refused: deque[str] = deque(maxlen=REMEMBERED)  # before they were even asked for
@@ -336,7 +337,7 @@ class Incoming:
             with contextlib.suppress(SternaError):
                 await vm.qmp.announce_self()
         announced = clock.monotonic()
-        return self._decide(
+        status = self._decide(
             arrival,
             replace(
                 arrival.status,
@@ -350,6 +351,8 @@ class Incoming:
                 warnings=warnings,
             ),
         )
+        self.on_arrival(vm)
+        return status
 
     async def _continue(self, vm: VM) -> None:
         for attempt in range(CONT_TRIES):

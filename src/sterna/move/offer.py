@@ -48,6 +48,7 @@ def reservation(
         saved=travel.saved,
         files=tuple(parcel.offer for parcel in travel.files),
         mirrors=tuple(_with(mirror, carried or {}) for mirror in travel.mirrors),
+        seeded=travel.is_sown,
     )
 
 

@@ -57,6 +57,7 @@ class Travel:
     mirrors: tuple[Mirroring, ...]
     leaving: tuple[Volume, ...]  # the source's files that the target has too, in the end
     disks: frozenset[str]  # names of those that travel
+    is_sown: bool = False  # the disks were frozen for this move, see `seed`
 
     @property
     def is_empty(self) -> bool:
