@@ -30,7 +30,7 @@ from sterna.errors import BadConfig, SternaError
 from sterna.host import inventory
 from sterna.host.network import Network
 from sterna.host.registry import Pools, Switches
-from sterna.model.host import HostFacts, QEMUFacts
+from sterna.model.host import HostFacts, QEMUFacts, SwitchFacts
 from sterna.move.engine import Moves
 from sterna.move.incoming import Incoming
 from sterna.move.peer import Peers
@@ -61,7 +61,7 @@ class Daemon:
         self.qemu = qemu
         self.vms = VMs(settings, launcher, self.runner)
         self.peers = Peers(settings)
-        self.incoming = Incoming(self.vms, self.facts)
+        self.incoming = Incoming(self.vms, lambda: self.facts(with_switches=False))
         self.checkpoints = Checkpoints(self.vms)
         self.inspections = Inspections(self.vms)
         self.ports = Ports(self.vms, self.checkpoints)
@@ -70,11 +70,13 @@ class Daemon:
         self.moves = Moves(self.vms, self.peers, self.facts, self.seeds)
         self.doubts = Doubts(self.vms, self.peers, self.incoming)
 
-    async def facts(self) -> HostFacts:
-        """This host at this moment."""
+    async def facts(self, *, with_switches: bool = True) -> HostFacts:
+        """This host at this moment. To look at the switches takes processes, so not for nothing."""
         memory = inventory.memory()
-        switches = await self.launcher.switches.facts()
-        pools = await self.launcher.pools.facts()
+        switches, pools = await asyncio.gather(
+            self.launcher.switches.facts() if with_switches else _no_switches(),
+            self.launcher.pools.facts(),
+        )
         free = memory.available - self.config.migration.reserve_memory
         problems = [
             f"the record of {what} {item.key} is damaged: {item.path} ({item.reason})"
@@ -167,6 +169,10 @@ class Daemon:
     async def peer_facts(self, name: str) -> HostFacts:
         """Facts of this host or of a peer."""
         return await (self.facts() if name == self.config.name else self.peers.get(name).facts())
+
+
+async def _no_switches() -> tuple[SwitchFacts, ...]:
+    return ()
 
 
 async def assemble(settings: Config) -> Daemon:

@@ -9,6 +9,7 @@ has every byte.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +21,7 @@ from sterna.move.travel import Mirroring
 from sterna.qemu.blocks import BlockJob, Blocks, nbd_node
 from sterna.units import KIB
 
-POLL_S = 0.2
+POLL_S = 0.1
 # A healthy main loop answers within milliseconds. It may also be busy (the start of a migration
 # takes 0.6 s per GiB under emulation), so the target is asked before anything is cut.
 HANG_S = 1.0
@@ -119,12 +120,14 @@ class Mirrors:
         Raises Stalled, BlockJobFailed (the target or an image failed), QMPError, QEMULost. Each
         leaves everything as it is: the caller abandons.
         """
-        while True:
-            await self._begin_more(host, port)
-            await self._look()
-            if all(one.is_synced for one in self._all):
-                self.synced.set()
-            await asyncio.sleep(POLL_S)
+        with self._blocks.session.listen("BLOCK_JOB_READY", "BLOCK_JOB_ERROR") as events:
+            while True:
+                await self._begin_more(host, port)
+                await self._look()
+                if all(one.is_synced for one in self._all):
+                    self.synced.set()
+                with contextlib.suppress(TimeoutError):
+                    await events.get(POLL_S)
 
     async def _begin_more(self, host: str, port: int) -> None:
         busy = sum(one.is_begun and not one.is_synced for one in self._all)

@@ -93,6 +93,10 @@ class Moves:
             "move", vm=vm.name, vm_id=vm.id, work=work, peer=wishes.target
         )
 
+    @staticmethod
+    async def _nothing() -> None:
+        return None
+
     async def _choose(self, vm: VM, travel: Travel, wishes: MoveWishes) -> tuple[bool, str]:
         if not travel.mirrors and wishes.disk_copy != "seed":
             return False, ""
@@ -101,13 +105,14 @@ class Moves:
         return seed.choose(travel, wishes, bitmaps, free)
 
     async def _plan(self, vm: VM, wishes: MoveWishes) -> tuple[Peer, Travel, list[str]]:
-        source = await self._gather()
-        if wishes.target == source.name:
-            target, peer = source, None
-        else:
-            peer = self._peers.get(wishes.target)
-            target = await peer.facts()
-        info = await vm.qmp.query_migrate() if vm.process is not None else None
+        is_here = wishes.target == self._vms.config.name
+        peer = None if is_here else self._peers.get(wishes.target)
+        source, target, info = await asyncio.gather(  # at once: each takes a moment
+            self._gather(),
+            self._nothing() if peer is None else peer.facts(),
+            self._nothing() if vm.process is None else vm.qmp.query_migrate(),
+        )
+        target = target or source
         process = vm.record.process
         travel = plan(
             vm.record,
