@@ -49,6 +49,7 @@ class HTTPS:
     certificate: Path
     key: Path
     token: str
+    more: tuple[str, ...] = ()  # addresses of migration networks, where files of moves arrive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +71,11 @@ async def listen(app: FastAPI, path: Path, https: HTTPS | None = None) -> AsyncI
         listeners = [(local, _Server(trusted(app)))]
         port = 0
         if https is not None:
-            remote = stack.enter_context(_tcp_socket(https))
-            port = remote.getsockname()[1]
-            listeners.append((remote, _Server(token_required(app, https.token), _tls(https))))
+            tls, port = _tls(https), https.port
+            for address in dict.fromkeys((https.address, *https.more)):
+                remote = stack.enter_context(_tcp_socket(address, port))
+                port = remote.getsockname()[1]
+                listeners.append((remote, _Server(token_required(app, https.token), tls)))
         async with asyncio.TaskGroup() as group:
             for listener, server in listeners:
                 group.create_task(server.serve(sockets=[listener]), name="listener")
@@ -222,15 +225,15 @@ def _remove(path: Path, made: os.stat_result) -> None:
 
 
 @contextlib.contextmanager
-def _tcp_socket(https: HTTPS) -> Any:
-    family = socket.AF_INET6 if ":" in https.address else socket.AF_INET
+def _tcp_socket(address: str, port: int) -> Any:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        listener = socket.create_server((https.address, https.port), family=family, backlog=BACKLOG)
+        listener = socket.create_server((address, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise ListenFailed(
-            where=f"{https.address} port {https.port}",
+            where=f"{address} port {port}",
             reason=error.strerror or str(error),
-            fix="Correct [listen] in sternad's configuration",
+            fix="Correct [listen] and [migration] in sternad's configuration",
         ) from error
     with listener:
         yield listener

@@ -33,4 +33,5 @@ def _https(settings: Config) -> HTTPS | None:
         certificate=wanted.certificate or own.certificate,
         key=wanted.key or own.key,
         token=token,
+        more=settings.migration_addresses,
     )

@@ -44,7 +44,8 @@ class Seeds:
 
     def make_whole(self, vm: VM) -> None:
         """Begin an operation that merges what was frozen, if anything is; it waits for its turn."""
-        if not _sown(vm.record):
+        active = self._vms.runner.active(vm.id)
+        if not _sown(vm.record) or any(one.kind == "merge" for one in active):
             return
 
         async def work(job: Job) -> dict[str, Any]:

@@ -41,10 +41,15 @@ class Peer:
         self.url = url
         self._http = http
         self._bulk = bulk or http  # connections of files, which questions must not wait for
+        self._bulk_url = httpx2.URL(url)
 
     async def facts(self) -> HostFacts:
-        """What that host has."""
-        return edge.parse(HostFacts, await self._ask("GET", "/v1/host"), f"facts of {self.name}")
+        """What that host has. Files go to the address that it names for moves from then on."""
+        found = await self._ask("GET", "/v1/host")
+        facts = edge.parse(HostFacts, found, f"facts of {self.name}")
+        if facts.migration_address:
+            self._bulk_url = httpx2.URL(self.url).copy_with(host=facts.migration_address)
+        return facts
 
     async def check(self, question: Reservation) -> tuple[Check, ...]:
         """What would make it refuse that reservation now; nothing is reserved."""
@@ -103,7 +108,7 @@ class Peer:
     async def held(self, operation: str, n: int, first: int) -> bytes:
         """The digests of what it has of file `n`, from chunk `first` on, as many as it tells."""
         path = f"/v1/peer/reservations/{operation}/files/{n}?first={first}"
-        return (await self._send(self._bulk, "GET", path, CHUNK_S)).content
+        return (await self._send_bulk("GET", path)).content
 
     async def put(self, operation: str, n: int, chunk: int, blocks: int, data: bytes) -> None:
         """Give it one chunk: `data` are its `blocks`, squeezed, the others are zero. May be repeated."""
@@ -114,12 +119,12 @@ class Peer:
                 yield data[offset : offset + PIECE]
 
         headers = {"Content-Length": str(len(data)), "Content-Type": "application/octet-stream"}
-        await self._send(self._bulk, "PUT", path, CHUNK_S, content=pieces(), headers=headers)
+        await self._send_bulk("PUT", path, content=pieces(), headers=headers)
 
     async def finish(self, operation: str, n: int, root: str) -> FileCheck:
         """Ask it to read file `n` back; it answers what it knows after a moment. May be repeated."""
         path = f"/v1/peer/reservations/{operation}/files/{n}:finish"
-        answer = await self._send(self._bulk, "POST", path, CHUNK_S, json={"root": root})
+        answer = await self._send_bulk("POST", path, json={"root": root})
         return edge.parse(FileCheck, self._json(answer), f"answer of {self.name}")
 
     # ---- how -------------------------------------------------------------------------------
@@ -131,6 +136,12 @@ class Peer:
         self, method: str, path: str, body: Any = None, timeout_s: float = ANSWER_S
     ) -> Any:
         return self._json(await self._send(self._http, method, path, timeout_s, json=body))
+
+    async def _send_bulk(self, method: str, path: str, **body: Any) -> httpx2.Response:
+        """Over the migration network, to a host whose certificate names its other address."""
+        named = {"sni_hostname": httpx2.URL(self.url).host}
+        where = str(self._bulk_url.copy_with(path="")).rstrip("/") + path
+        return await self._send(self._bulk, method, where, CHUNK_S, extensions=named, **body)
 
     async def _send(
         self, http: httpx2.AsyncClient, method: str, path: str, timeout_s: float, **body: Any
