@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from sterna.errors import BadConfig, BadSize
 from sterna.units import parse_size
@@ -65,7 +65,12 @@ class Migration:
     __pydantic_config__ = STRICT
 
     address: str = ""  # of this host, where moves are received; default: the listener's
+    addresses: tuple[str, ...] = ()  # more of them, on other networks, the preferred ones first
     reserve_memory: Size = 256 << 20  # bytes that moves never take from this host
+    encryption: Literal["required", "off"] = "required"  # of QEMU's own connections
+    limit: Size | None = None  # bytes/s that all moves away may use together; None: no limit
+    cache: Size = 128 << 20  # bytes of pages that a relay remembers, for each move and side
+    grace: Annotated[float, Field(ge=1, le=3600)] = 30.0  # seconds that a link may be down
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +95,14 @@ class Config:
     @property
     def migration_address(self) -> str:
         """Where this host receives moves; empty if it cannot."""
-        return self.migration.address or (self.listen.address if self.listen else "")
+        return next(iter(self.migration_addresses), "")
+
+    @property
+    def migration_addresses(self) -> tuple[str, ...]:
+        """All of this host's addresses for moves, the preferred one first."""
+        named = (self.migration.address, *self.migration.addresses)
+        found = tuple(dict.fromkeys(address for address in named if address))
+        return found or ((self.listen.address,) if self.listen else ())
 
 
 def load(path: Path) -> Config:
@@ -143,6 +155,7 @@ def _check(config: Config, where: str) -> None:
     for key, value in (
         ("listen.address", config.listen.address if config.listen else ""),
         ("migration.address", config.migration.address),
+        *(("migration.addresses", address) for address in config.migration.addresses),
     ):
         if value:
             try:

@@ -190,7 +190,7 @@ async def test_what_is_open_and_whose_it_is_not_is_closed_and_its_files_go(tmp_p
             path = tmp_path / "new" / place.volume
             layer = nodes.Layer(node=_node(place), path=path, format="qcow2")
             await made.blocks.add(nodes.chain([layer], read_only=False))
-        await made.blocks.nbd_server_start("127.0.0.1", 1)
+        await made.blocks.nbd_server_start(1, host="127.0.0.1")
         await made.blocks.export("e", _node(other), "vda", writable=True)
         await made.blocks.mirror("mirror-x", _node(OLD), _node(NEW), speed=1)
         await made.mend()

@@ -94,6 +94,7 @@ class MemoryFile:
             CAPABILITIES, self._launcher.capabilities.migration_capabilities, self._launcher.host
         )
         await memory.prepare(qmp, wishes, dict(wanted))
+        await qmp.migrate_set_parameters(**{"tls-creds": ""})  # a move may have left its own
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         fd = await asyncio.to_thread(os.open, self.path(self.part), flags, 0o600)
         try:

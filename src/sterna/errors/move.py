@@ -48,6 +48,12 @@ class MoveUnknown(Unknown):
     )
 
 
+class EncryptionRequired(Refused):
+    code = "move.encryption-required"
+    text = "{source} would send {vm} unencrypted, and {host} does not take that"
+    hint = 'Set encryption = "required" in [migration] on {source}, or "off" on {host}'
+
+
 class Stalled(Failed):
     code = "move.stalled"
     text = "{reason}"

@@ -19,6 +19,14 @@ DEFAULT_PARALLEL_DISKS = 2  # more only make the storage of both sides seek
 DiskCopy = Literal["auto", "mirror", "seed"]
 
 
+# What to do about a guest that changes its memory as fast as it travels: sterna.move.policy.
+OnStall = Literal["auto", "wait", "throttle", "abort"]
+
+
+# direct: QEMU to QEMU. compression: by relays that send only what the target lacks. auto: measured.
+Carrier = Literal["auto", "direct", "compression"]
+
+
 class Phase(StrEnum):
     """DESIGN section 5. The order here is the order of a move."""
 
@@ -50,6 +58,7 @@ class MoveWishes:
     max_downtime_ms: int = DEFAULT_MAX_DOWNTIME_MS
     bandwidth: Size | None = None  # bytes/s; None: as fast as the network goes
     deadline_s: float | None = None  # give up and undo after that long; None: no limit
+    on_stall: OnStall = "auto"
     pool: str = ""  # of the target, for all disks that travel; empty: the pool of the same name
     disks: dict[str, DiskWish] = field(default_factory=dict)  # by the disk's name
     flatten: bool = False  # the target gets each disk as one image, without what it rests on
@@ -57,6 +66,7 @@ class MoveWishes:
     keep_days: float = DEFAULT_KEEP_DAYS
     parallel_disks: int = DEFAULT_PARALLEL_DISKS
     disk_copy: DiskCopy = "auto"  # of a VM that runs
+    carrier: Carrier = "auto"  # of a VM that runs
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_downtime_ms <= 2_000_000:  # QEMU's own limit
@@ -141,3 +151,6 @@ class MemoryProgress:
     rounds: int = 0
     expected_pause_ms: float | None = None
     bytes_wire: int = 0
+    allowed_pause_ms: float = 0.0  # the policy's, up to the user's maximum
+    throttle: int = 0  # percent of its time that the guest is kept from running
+    action: str = ""  # what the policy did last, and why

@@ -8,6 +8,7 @@ from typing import Literal
 from sterna.model.disk import STRICT, Checkpoint, StateFile, Volume
 from sterna.model.vm import OwnershipState, VMSpec
 
+CarrierKind = Literal["direct", "compression"]
 GIVEN_UP = "its source gave the move up"  # reason of a refusal that the source asked for
 
 
@@ -40,6 +41,41 @@ class MirrorOffer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where one channel of a link is awaited."""
+
+    __pydantic_config__ = STRICT
+
+    address: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CarrierOffer:
+    """The carrier that the source will use. `certificate`: of its relay, PEM, made for this move."""
+
+    __pydantic_config__ = STRICT
+
+    kind: CarrierKind = "direct"
+    encrypted: bool = False  # direct: QEMU's own TLS; a relay's link always is
+    certificate: str = ""
+    cache_bytes: int = 0  # that the source's relay may remember of pages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CarrierReady:
+    """The target's end of the carrier. `key` is a secret: never in a record, a journal or a log."""
+
+    __pydantic_config__ = STRICT
+
+    kind: CarrierKind = "direct"
+    key: str = field(default="", repr=False)  # direct: pre-shared key of QEMU's TLS, hexadecimal
+    certificate: str = ""  # of the target's relay, PEM
+    endpoints: tuple[Endpoint, ...] = ()  # of the link's channels
+    cache_bytes: int = 0  # what both relays shall remember at most: the smaller wish
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reservation:
     """Source to target: may this VM come? `operation` and `epoch` are the single-use token."""
 
@@ -61,6 +97,8 @@ class Reservation:
     saved: StateFile | None = None
     files: tuple[FileOffer, ...] = field(default=())
     mirrors: tuple[MirrorOffer, ...] = field(default=())
+    carrier: CarrierOffer = CarrierOffer()  # of a VM that runs
+    grace_s: float = 30.0  # the source may be silent for so long and come back
     seeded: bool = False  # the disks were frozen for this move; another try goes on with the files
 
     @property
@@ -80,6 +118,7 @@ class ReservationStatus:
     address: str = ""  # where its QEMU waits for the memory
     port: int = 0
     nbd_port: int = 0  # where its QEMU awaits the disks of `mirrors`, each named after its disk
+    carrier: CarrierReady | None = None  # only in the answer to open
     pause_ms: float = 0.0  # answer to take: from its arrival until the vCPUs ran
     parts_ms: dict[str, float] | None = None  # the same in parts
     warnings: tuple[str, ...] = ()

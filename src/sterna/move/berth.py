@@ -10,10 +10,10 @@ import base64
 import contextlib
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 
 from sterna.errors import (
     BaseDiffers,
+    EncryptionRequired,
     Failed,
     NoRoom,
     QMPError,
@@ -28,13 +28,13 @@ from sterna.host.parts import Parts
 from sterna.model.disk import Volume, node_name
 from sterna.model.host import HostFacts
 from sterna.model.reservation import Reservation, ReservationStatus
-from sterna.model.vm import OwnershipState, VMRecord
+from sterna.model.vm import VMRecord
 from sterna.move import capabilities, protocol
 from sterna.move.arriving import owner
+from sterna.move.landing import Landing, landing
 from sterna.move.memory import UNLIMITED
 from sterna.move.travel import GROWTH
 from sterna.qemu import image
-from sterna.qemu.sockets import listening_ports
 from sterna.vms import chain
 from sterna.vms.machine import VM
 from sterna.vms.service import VMs
@@ -61,6 +61,7 @@ class Berth:
             self._name,
             self._memory,
             self._acceleration,
+            self._encryption,
             self._switches,
             self._pools,
             self._files,
@@ -113,6 +114,14 @@ class Berth:
                 vm=reservation.spec.name,
                 state=f"running under {reservation.accel}; {self.host} offers {facts.qemu.accel}",
                 fix="Stop it and move it off",
+            )
+
+    def _encryption(self, reservation: Reservation, _facts: HostFacts) -> None:
+        carrier, wanted = reservation.carrier, self._vms.config.migration.encryption
+        is_plain = carrier.kind == "direct" and not carrier.encrypted
+        if reservation.live and wanted == "required" and is_plain:
+            raise EncryptionRequired(
+                source=reservation.source, vm=reservation.spec.name, host=self.host
             )
 
     def _switches(self, reservation: Reservation, _facts: HostFacts) -> None:
@@ -213,38 +222,31 @@ class Berth:
             path = self._vms.launcher.pools.volume_path(disk.pool, disk.volume)
             await image.create(path, disk.format, mirror.size, below[0] if below else None)
 
-    async def listen(self, vm: VM, reservation: Reservation) -> ReservationStatus:
-        """Start QEMU; it waits for the memory, and for the disks, on ports that it chooses itself."""
-        launcher, address = self._vms.launcher, self._vms.config.migration_address
+    async def listen(self, vm: VM, reservation: Reservation) -> tuple[ReservationStatus, Landing]:
+        """Start QEMU; it waits for the memory, and for the disks, where the answer says."""
+        launcher = self._vms.launcher
         await launcher.launch(vm, incoming=True)
-        wanted = capabilities.TARGET
-        mapping = self._bitmaps(reservation)
-        if mapping:
-            wanted |= {capabilities.BITMAPS}
-        await vm.qmp.migrate_set_capabilities(
-            dict(
-                capabilities.settings(
-                    wanted, launcher.capabilities.migration_capabilities, self.host
-                )
+        ground = landing(vm, reservation, self._vms.config)
+        try:
+            wanted = capabilities.TARGET
+            mapping = self._bitmaps(reservation)
+            if mapping:
+                wanted |= {capabilities.BITMAPS}
+            known = launcher.capabilities.migration_capabilities
+            await vm.qmp.migrate_set_capabilities(
+                dict(capabilities.settings(wanted, known, self.host))
             )
-        )
-        limits: dict[str, object] = {"max-bandwidth": UNLIMITED}
-        await vm.qmp.migrate_set_parameters(
-            **limits, **({"block-bitmap-mapping": mapping} if mapping else {})
-        )
-        nbd_port = await self._export(vm, reservation) if reservation.mirrors else 0
-        host = f"[{address}]" if ":" in address else address
-        await vm.qmp.migrate_incoming(f"tcp:{host}:0")
-        info = await vm.qmp.query_migrate()
-        if not info.socket_port:
-            raise Failed(detail=f"QEMU on {self.host} did not say on which port it listens")
-        return ReservationStatus(
-            operation=reservation.operation,
-            state=OwnershipState.RESERVED,
-            address=address,
-            port=info.socket_port,
-            nbd_port=nbd_port,
-        )
+            limits: dict[str, object] = {"max-bandwidth": UNLIMITED}
+            await vm.qmp.migrate_set_parameters(
+                **limits, **({"block-bitmap-mapping": mapping} if mapping else {})
+            )
+            await ground.prepare()
+            if reservation.mirrors:
+                await self._export(vm, reservation, ground)
+            return await ground.listen(), ground
+        except BaseException:
+            await ground.end()
+            raise
 
     @staticmethod
     def _bitmaps(reservation: Reservation) -> list[dict[str, object]]:
@@ -255,24 +257,18 @@ class Berth:
             if mirror.bitmaps
         ]
 
-    async def _export(self, vm: VM, reservation: Reservation) -> int:
-        """Offer the disks to one connection each; the port of the server."""
+    async def _export(self, vm: VM, reservation: Reservation, ground: Landing) -> None:
+        """Offer the disks to one connection each."""
         if vm.process is None:
             raise Failed(
                 detail=f"the QEMU of {vm.name} on {self.host} has ended: {vm.last_words()}"
             )
-        await vm.blocks.nbd_server_start(
-            self._vms.config.migration_address, len(reservation.mirrors)
-        )
+        await ground.export()
         nodes = {disk.name: node_name(disk.pool, disk.volume) for disk in vm.record.spec.disks}
         for mirror in reservation.mirrors:
             await vm.blocks.export(
                 f"export-{mirror.disk}", nodes[mirror.disk], mirror.disk, writable=True
             )
-        ports = listening_ports(vm.process.pid)
-        if len(ports) != 1:
-            raise Failed(detail=f"QEMU on {self.host} does not listen for the disks of {vm.name}")
-        return next(iter(ports))
 
     async def unexport(self, vm: VM, reservation: Reservation) -> None:
         """Before the VM runs here: nobody else may write its disks any more."""
@@ -314,8 +310,3 @@ class Berth:
             for disk in other.record.spec.disks
             for one in disk.base
         )
-
-
-def opened(status: ReservationStatus, found: ReservationStatus) -> ReservationStatus:
-    """`status` with the addresses of a QEMU that waits."""
-    return replace(status, address=found.address, port=found.port, nbd_port=found.nbd_port)

@@ -18,7 +18,8 @@ from sterna.errors import BlockJobFailed, QMPTimeout, Stalled
 from sterna.model.disk import node_name
 from sterna.model.move import DiskProgress, MoveWishes, Phase
 from sterna.move.travel import Mirroring
-from sterna.qemu.blocks import BlockJob, Blocks, nbd_node
+from sterna.qemu.blocks import BlockJob, Blocks
+from sterna.qemu.nodes import Options
 from sterna.units import KIB
 
 POLL_S = 0.1
@@ -67,10 +68,10 @@ class _Pace:
     moved_at: float = field(default_factory=clock.monotonic)
     samples: list[tuple[float, int]] = field(default_factory=list)
 
-    def look(self, done: int) -> float:
-        """Seconds without any progress."""
+    def look(self, done: int, *, is_waiting: bool = False) -> float:
+        """Seconds without any progress, and without a reason to wait."""
         now = clock.monotonic()
-        if done != self.done:
+        if done != self.done or is_waiting:
             self.done, self.moved_at = done, now
         self.samples = [*self.samples[-10:], (now, done)]
         return now - self.moved_at
@@ -93,6 +94,7 @@ class Mirrors:
         *,
         report: Callable[[DiskProgress], None],
         probe: Callable[[], Awaitable[bool]],
+        is_link_down: Callable[[], bool] = lambda: False,
     ) -> None:
         self.synced = asyncio.Event()
         self._blocks = blocks
@@ -100,6 +102,7 @@ class Mirrors:
         self._speed = max(1, wishes.bandwidth // self._parallel) if wishes.bandwidth else 0
         self._report = report
         self._probe = probe  # whether the target's QEMU answers; within a second
+        self._is_link_down = is_link_down  # then they wait for it, as long as it may be away
         self._began = clock.monotonic()
         self._pace = _Pace()
         self._all = [self._plan(plan) for plan in plans]
@@ -114,28 +117,28 @@ class Mirrors:
         """Bytes copied so far."""
         return sum(one.seen.done for one in self._all if one.seen is not None)
 
-    async def run(self, host: str, port: int) -> None:
-        """Begin and watch them, until cancelled.
+    async def run(self, node: Callable[[str, str], Options]) -> None:
+        """Begin and watch them, until cancelled. `node` makes the target of (node, export).
 
         Raises Stalled, BlockJobFailed (the target or an image failed), QMPError, QEMULost. Each
         leaves everything as it is: the caller abandons.
         """
         with self._blocks.session.listen("BLOCK_JOB_READY", "BLOCK_JOB_ERROR") as events:
             while True:
-                await self._begin_more(host, port)
+                await self._begin_more(node)
                 await self._look()
                 if all(one.is_synced for one in self._all):
                     self.synced.set()
                 with contextlib.suppress(TimeoutError):
                     await events.get(POLL_S)
 
-    async def _begin_more(self, host: str, port: int) -> None:
+    async def _begin_more(self, node: Callable[[str, str], Options]) -> None:
         busy = sum(one.is_begun and not one.is_synced for one in self._all)
         waiting = [one for one in self._all if not one.is_begun]
         for one in waiting[: max(0, self._parallel - busy)]:
             disk = one.plan.disk
             one.is_begun = True  # from here on there may be something to abandon
-            await self._blocks.add([nbd_node(one.node, host=host, port=port, export=disk.name)])
+            await self._blocks.add([node(one.node, disk.name)])
             await self._blocks.mirror(
                 one.job,
                 node_name(disk.pool, disk.volume),
@@ -150,7 +153,7 @@ class Mirrors:
         await self._ask()
         begun = [one for one in self._all if one.is_begun]
         remaining = sum(one.seen.remaining for one in begun if one.seen is not None)
-        idle = self._pace.look(self.transferred)
+        idle = self._pace.look(self.transferred, is_waiting=self._is_link_down())
         if remaining and idle > STALL_S:
             raise Stalled(reason=f"the target's storage took no data for {STALL_S:g} s")
         self._report(self._sample(remaining))

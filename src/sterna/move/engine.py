@@ -35,6 +35,7 @@ from sterna.model.operation import Operation
 from sterna.model.reservation import GIVEN_UP, ReservationStatus
 from sterna.model.vm import OwnershipState
 from sterna.move import capabilities, checks, files, handover, memory, offer, seed
+from sterna.move.carriage import Carriage, Direct
 from sterna.move.disks import Mirrors
 from sterna.move.peer import Peer, Peers
 from sterna.move.report import Report
@@ -42,7 +43,6 @@ from sterna.move.travel import Travel, measure, plan, shared_pools
 from sterna.move.undo import Undo
 from sterna.move.watch import Watch
 from sterna.operations.runner import Job
-from sterna.qemu.sockets import sent_bytes
 from sterna.vms.machine import QUIT_TIMEOUT_S, VM
 from sterna.vms.service import VMs
 
@@ -159,6 +159,8 @@ class Move:
         self._mirrors: Mirrors | None = None
         self._bitmaps: offer.Bitmaps = {}  # that travel
         self._opened: ReservationStatus | None = None
+        encrypted = vms.config.migration.encryption == "required"
+        self.carriage: Carriage = Direct(vm, vms.config.name, is_encrypted=encrypted)
         self.report = Report(source=vms.config.name, target=peer.name, is_live=self.is_live)
 
     async def run(self) -> dict[str, Any]:
@@ -224,11 +226,18 @@ class Move:
         async with self.job.step("reserve") as step, self.report.phase(Phase.RESERVE):
             undo.push("clear the mark of the move", self._clear_mark)
             await self._mark()
+            if self.is_live:
+                undo.push("close the way to its target", self.carriage.end)
             undo.push(f"tell {self.peer.name} to drop its reservation", lambda: self._refuse(epoch))
             self._bitmaps = await offer.bitmaps(vm, travel)
             await self.peer.reserve(
                 offer.reservation(
-                    vm, self.vms, travel, operation=self.job.id, carried=self._bitmaps
+                    vm,
+                    self.vms,
+                    travel,
+                    operation=self.job.id,
+                    carried=self._bitmaps,
+                    carrier=await self.carriage.offer(),
                 )
             )
             step.say(f"{self.peer.name} holds the name and room for {vm.name}")
@@ -259,10 +268,11 @@ class Move:
 
     async def _carry(self, undo: Undo) -> None:
         """Disks, then memory, until the guest is stopped, with a target that answered just now."""
-        watch, deadline_s = Watch(self.peer, self.job.id), self.wishes.deadline_s
+        grace_s, deadline_s = self.vms.config.migration.grace, self.wishes.deadline_s
+        watch = Watch(self.peer, self.job.id, grace_s)
         try:
             async with asyncio.timeout(deadline_s), asyncio.TaskGroup() as group:
-                tasks = [group.create_task(watch.run())]
+                tasks = [group.create_task(watch.run()), group.create_task(self.carriage.run())]
                 if not self.travel.is_empty:
                     await self._disks(undo, group, tasks)
                 if self.is_live:
@@ -307,27 +317,27 @@ class Move:
             self.wishes,
             report=self._disk_progress,
             probe=lambda: self.peer.answers(self.job.id),
+            is_link_down=lambda: self.carriage.is_link_down,
         )
         undo.push("end the copies of its disks", lambda: self._if_alive(mirrors.abandon))
-        opened = await self._open()
-        tasks.append(group.create_task(mirrors.run(opened.address, opened.nbd_port)))
+        await self._open()
+        tasks.append(group.create_task(mirrors.run(self.carriage.disk)))
         await mirrors.synced.wait()
         self._weigh()
 
     def _weigh(self) -> None:
         """What the mirrors have sent, as long as their connections are there to be asked."""
-        process, opened = self.vm.process, self._opened
-        if process is not None and opened is not None:
-            self.report.mirrored(sent_bytes(process.pid, frozenset({opened.nbd_port})))
+        self.report.mirrored(self.carriage.disk_bytes())
 
     async def _open(self) -> ReservationStatus:
         """The target's QEMU waits from then on; asked for once."""
         if self._opened is None:
             self._opened = await self.peer.open(self.job.id)
+            await self.carriage.begin(self._opened)
         return self._opened
 
     async def _memory(self, undo: Undo) -> None:
-        opened = await self._open()
+        await self._open()
         self.job.phase = Phase.MEMORY
         vm = self.vm
         wanted = capabilities.SOURCE
@@ -351,7 +361,7 @@ class Move:
             await memory.prepare(vm.qmp, self.wishes, dict(caps), mapping)
             state = await memory.precopy(
                 vm.qmp,
-                f"tcp:{_bracketed(opened.address)}:{opened.port}",
+                self.carriage.uri,
                 self.wishes,
                 self._progress,
             )
@@ -445,7 +455,3 @@ def _first(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def _bracketed(address: str) -> str:
-    return f"[{address}]" if ":" in address else address

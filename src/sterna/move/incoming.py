@@ -30,7 +30,8 @@ from sterna.model.reservation import Reservation, ReservationStatus
 from sterna.model.vm import OwnershipState
 from sterna.move import protocol
 from sterna.move.arriving import ArrivingFiles
-from sterna.move.berth import Berth, opened
+from sterna.move.berth import Berth
+from sterna.move.landing import Landing
 from sterna.move.writeback import write_back
 from sterna.operations.runner import Job
 from sterna.vms.machine import VM
@@ -38,7 +39,9 @@ from sterna.vms.service import VMs
 
 log = logging.getLogger(__name__)
 
-LEASE_S = 30.0  # the source asks twice a second
+LEASE_S = 30.0  # at least; the source asks twice a second
+LEASE_GRACES = 2
+MAX_GRACE_S = 3600.0
 LOADED_S = 5.0  # the source says completed when QEMU here is just about to
 LAST_WORDS_S = 0.3  # between a stream that breaks and the end of the QEMU that read it
 PROBE_S = 0.6  # for a QEMU to answer its daemon; the source waits for both
@@ -55,10 +58,20 @@ class Arrival:
     vm: VM
     status: ReservationStatus
     files: ArrivingFiles
-    is_open: bool = False  # its QEMU has been started
+    answer: ReservationStatus | None = None  # to open: its QEMU has been started. Has secrets
+    ground: Landing | None = None
     heard: float = field(default_factory=clock.monotonic)
     decided: asyncio.Event = field(default_factory=asyncio.Event)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # take and refuse, one at a time
+
+    @property
+    def is_open(self) -> bool:
+        return self.answer is not None
+
+    @property
+    def lease_s(self) -> float:
+        """Longer than its source waits for a link or for us: it must be the first to give up."""
+        return max(LEASE_S, min(self.reservation.grace_s, MAX_GRACE_S) * LEASE_GRACES)
 
 
 class Incoming:
@@ -125,19 +138,18 @@ class Incoming:
             raise ReservationNotFound(host=self.host, operation=operation)
         async with arrival.lock:
             arrival.heard = clock.monotonic()
-            if arrival.decided.is_set() or arrival.is_open:
-                return arrival.status
+            if arrival.decided.is_set() or arrival.answer is not None:
+                return arrival.answer or arrival.status
             try:
                 await arrival.files.place()
                 await self._berth.make_tops(arrival.vm, arrival.reservation)
-                found = await self._berth.listen(arrival.vm, arrival.reservation)
+                answer, ground = await self._berth.listen(arrival.vm, arrival.reservation)
             except BaseException as error:
                 await self._refuse(arrival, str(error))
                 raise
-            arrival.is_open = True
-            arrival.status = opened(arrival.status, found)
+            arrival.answer, arrival.ground = answer, ground
             self._write_back(arrival)
-            return arrival.status
+            return answer
 
     def _write_back(self, arrival: Arrival) -> None:
         """Until it is decided, what arrives of its disks is written down as it comes."""
@@ -220,8 +232,12 @@ class Incoming:
         waits = [asyncio.ensure_future(arrival.decided.wait())]
         if arrival.is_open:
             waits.append(asyncio.ensure_future(vm.ended.wait()))
+        if arrival.ground is not None:
+            waits.append(asyncio.ensure_future(arrival.ground.failed.wait()))
         try:
-            await asyncio.wait(waits, timeout=LEASE_S / 6, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                waits, timeout=arrival.lease_s / 6, return_when=asyncio.FIRST_COMPLETED
+            )
         finally:
             for wait in waits:
                 wait.cancel()
@@ -229,10 +245,12 @@ class Incoming:
             return
         if arrival.is_open and vm.ended.is_set():
             await self.refuse(arrival.reservation.operation, f"its QEMU said: {vm.last_words()}")
-        elif clock.monotonic() - arrival.heard > LEASE_S:
+        elif arrival.ground is not None and arrival.ground.failed.is_set():
+            await self.refuse(arrival.reservation.operation, arrival.ground.failure)
+        elif clock.monotonic() - arrival.heard > arrival.lease_s:
             source = arrival.reservation.source
             await self.refuse(
-                arrival.reservation.operation, f"{source} was silent for {LEASE_S:g} s"
+                arrival.reservation.operation, f"{source} was silent for {arrival.lease_s:g} s"
             )
 
     # ---- decide ----------------------------------------------------------------------------
@@ -417,10 +435,18 @@ class Incoming:
         vm.doing = "being cleared away"
         try:
             await arrival.files.close()
+            await self._leave(arrival)
             await self.clear(vm)
         finally:
             vm.doing = ""
         return status
+
+    @staticmethod
+    async def _leave(arrival: Arrival) -> None:
+        """The way on which it came is not needed any more."""
+        if arrival.ground is not None:
+            with contextlib.suppress(SternaError):  # what is left ends with its QEMU
+                await arrival.ground.end()
 
     async def clear(self, vm: VM) -> None:
         """Remove what was made for a VM that was refused."""

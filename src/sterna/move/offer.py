@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from sterna.model.disk import node_name
-from sterna.model.reservation import MirrorOffer, Reservation
+from sterna.model.reservation import CarrierOffer, MirrorOffer, Reservation
 from sterna.move.travel import Mirroring, Travel
 from sterna.vms.machine import VM
 from sterna.vms.service import VMs
@@ -26,8 +26,14 @@ async def bitmaps(vm: VM, travel: Travel) -> Bitmaps:
     return found
 
 
-def reservation(
-    vm: VM, vms: VMs, travel: Travel, *, operation: str = "", carried: Bitmaps | None = None
+def reservation(  # noqa: PLR0913 - the last three are known only when it is asked for in earnest
+    vm: VM,
+    vms: VMs,
+    travel: Travel,
+    *,
+    operation: str = "",
+    carried: Bitmaps | None = None,
+    carrier: CarrierOffer | None = None,
 ) -> Reservation:
     """Of the VM as it is now; without `operation` it is only a question."""
     record = vm.record
@@ -48,8 +54,15 @@ def reservation(
         saved=travel.saved,
         files=tuple(parcel.offer for parcel in travel.files),
         mirrors=tuple(_with(mirror, carried or {}) for mirror in travel.mirrors),
+        carrier=carrier or _unmade(vms),
+        grace_s=vms.config.migration.grace,
         seeded=travel.is_sown,
     )
+
+
+def _unmade(vms: VMs) -> CarrierOffer:
+    """For a question: what would be asked for at the least."""
+    return CarrierOffer(encrypted=vms.config.migration.encryption == "required")
 
 
 def _with(mirror: Mirroring, carried: Bitmaps) -> MirrorOffer:

@@ -1,6 +1,6 @@
 """Does the target still hold the reservation? Asked all along while memory travels.
 
-Each question also renews the reservation on the target. Without an answer for `SILENCE_S` the
+Each question also renews the reservation on the target. Without an answer for the grace period the
 move is undone: the guest must not be stopped for a target that cannot take it over.
 """
 
@@ -14,16 +14,18 @@ from sterna.model.vm import OwnershipState
 from sterna.move.peer import Peer
 
 RENEW_S = 0.5
-SILENCE_S = 15.0  # longer than a cable is out, and than a daemon takes to restart
 FRESH_S = 2.0  # the newest answer may be this old when the guest is about to be handed over
 
 
 class Watch:
     """Keeps asking `peer` about one operation, in a task of its own."""
 
-    def __init__(self, peer: Peer, operation: str) -> None:
+    def __init__(self, peer: Peer, operation: str, silence_s: float) -> None:
         self._peer = peer
         self._operation = operation
+        self._silence_s = (
+            silence_s  # longer than a cable is out, and than a daemon takes to restart
+        )
         self._answered = clock.monotonic()
 
     @property
@@ -37,10 +39,10 @@ class Watch:
             try:
                 await self.ask()
             except HostUnreachable as error:
-                if clock.monotonic() - self._answered > SILENCE_S:
+                if clock.monotonic() - self._answered > self._silence_s:
                     raise TargetLost(
                         target=self._peer.name,
-                        reason=f"its daemon has not answered for {SILENCE_S:g} s ({error.message})",
+                        reason=f"its daemon has not answered for {self._silence_s:g} s ({error.message})",
                     ) from error
             await asyncio.sleep(RENEW_S)
 

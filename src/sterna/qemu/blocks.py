@@ -298,10 +298,23 @@ class Blocks:
 
     # ---- network block devices -------------------------------------------------------------
 
-    async def nbd_server_start(self, host: str, connections: int) -> None:
-        """Listen on a port that the system chooses (`sterna.qemu.ports` finds it)."""
-        address = {"type": "inet", "data": {"host": host, "port": "0"}}
-        await self._do("nbd-server-start", {"addr": address, "max-connections": connections})
+    async def nbd_server_start(
+        self, connections: int, *, host: str = "", path: str = "", tls: str = ""
+    ) -> None:
+        """Listen on the Unix socket `path`, or on `host` at a port that the system chooses.
+
+        `sterna.qemu.sockets` finds that port. `tls` names the credentials to ask for.
+        """
+        where = {"path": path} if path else {"host": host, "port": "0"}
+        address = {"type": "unix" if path else "inet", "data": where}
+        await self._do(
+            "nbd-server-start",
+            {
+                "addr": address,
+                "max-connections": connections,
+                **({"tls-creds": tls} if tls else {}),
+            },
+        )
 
     async def nbd_server_stop(self) -> None:
         """Hang up on all clients, drop all exports."""
@@ -336,13 +349,22 @@ def _file_name(name: str) -> str:
     return str(json.loads(name.removeprefix("json:")).get("file", {}).get("filename", name))
 
 
-def nbd_node(node: str, *, host: str, port: int, export: str) -> Options:
-    """A disk that another QEMU offers. A connection that breaks fails at once: we decide."""
+def inet(host: str, port: int) -> Options:
+    """An NBD server that listens on TCP."""
+    return {"type": "inet", "host": host, "port": str(port)}
+
+
+def nbd_node(node: str, *, server: Options, export: str, tls: str = "") -> Options:
+    """A disk that another QEMU offers at `server`; `tls` names the credentials, if it wants any.
+
+    A connection that breaks fails at once: we decide.
+    """
     return {
         "driver": "nbd",
         "node-name": node,
-        "server": {"type": "inet", "host": host, "port": str(port)},
+        "server": server,
         "export": export,
+        **({"tls-creds": tls} if tls else {}),
         "reconnect-delay": 0,
         "discard": "unmap",
         "detect-zeroes": "unmap",

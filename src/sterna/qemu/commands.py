@@ -180,6 +180,25 @@ class Monitor:
         """Out of band: what can be yanked now."""
         return tuple(await self.session.execute_oob("query-yank", timeout_s=timeout_s))
 
+    # ---- keys ------------------------------------------------------------------------------
+
+    async def add_key(self, name: str, directory: str, *, is_server: bool) -> None:
+        """Credentials called `name`: the pre-shared key in `directory`/keys.psk, for QEMU's own TLS."""
+        await self.session.execute(
+            "object-add",
+            {
+                "qom-type": "tls-creds-psk",
+                "id": name,
+                "dir": directory,
+                "endpoint": "server" if is_server else "client",
+            },
+        )
+
+    async def delete_object(self, name: str) -> None:
+        """Remove an object that was added; one that is not there is fine."""
+        with contextlib.suppress(QMPError):
+            await self.session.execute("object-del", {"id": name})
+
     # ---- dirty rate ------------------------------------------------------------------------
 
     async def calc_dirty_rate(self, seconds: int) -> None:

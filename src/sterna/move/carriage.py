@@ -1,0 +1,184 @@
+"""The data path of one move as its source uses it: where QEMU sends memory and disks to.
+
+Promises: nothing of the guest crosses a network unencrypted unless the configuration says so; `end`
+removes every trace here (keys, processes, settings of QEMU) and may be repeated; a path that fails
+says why in `failure`. Keys are made for one move and are in no record, journal or log.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sterna.errors import Failed, QEMULost, QEMUUnsupported, QMPError, SternaError, VMLost
+from sterna.model.reservation import CarrierKind, CarrierOffer, ReservationStatus
+from sterna.qemu.blocks import inet, nbd_node
+from sterna.qemu.nodes import Options
+from sterna.qemu.sockets import sent_bytes
+from sterna.vms.machine import VM
+
+OUT_KEY = "move-out"  # credentials of QEMU as a move's source
+IN_KEY = "move-in"  # and as its target
+_KEY_USER = "qemu"  # the name that QEMU gives itself when it shows a pre-shared key
+
+
+def key_folder(vm: VM, name: str) -> Path:
+    """Where the key of the credentials `name` lies for as long as QEMU needs the file."""
+    return vm.paths.directory / name
+
+
+def write_key(vm: VM, name: str, key: str) -> Path:
+    """Put the key where QEMU reads it, for the owner of this process only."""
+    folder = key_folder(vm, name)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    file = folder / "keys.psk"
+    file.touch(mode=0o600)
+    file.write_text(f"{_KEY_USER}:{key}\n")
+    return folder
+
+
+async def use_key(vm: VM, name: str, key: str, host: str) -> None:
+    """Have QEMU ask for, or show, the key on the migration's connections. Raises QEMUUnsupported."""
+    is_server = name == IN_KEY
+    folder = write_key(vm, name, key)
+    try:
+        await vm.qmp.delete_object(name)
+        await vm.qmp.add_key(name, str(folder), is_server=is_server)
+    except QMPError as error:
+        raise QEMUUnsupported(
+            host=host,
+            reason=f"it cannot encrypt a move with a pre-shared key: {error.message}",
+            fix='Install a QEMU with TLS, or set encryption = "off" in [migration] on both hosts',
+        ) from error
+    finally:
+        if not is_server:  # it has read it; a server reads it whenever somebody connects
+            shutil.rmtree(folder)
+    await vm.qmp.migrate_set_parameters(**{"tls-creds": name})
+
+
+def remove_keys(vm: VM) -> None:
+    """Whatever keys a move has left in the VM's run folder."""
+    for name in (OUT_KEY, IN_KEY):
+        shutil.rmtree(key_folder(vm, name), ignore_errors=True)
+
+
+async def forget_key(vm: VM, name: str) -> None:
+    """Take the credentials from QEMU, if it is there, and the key from the disk."""
+    with contextlib.suppress(VMLost, QEMULost):
+        await vm.qmp.migrate_set_parameters(**{"tls-creds": ""})
+        await vm.qmp.delete_object(name)
+    shutil.rmtree(key_folder(vm, name), ignore_errors=True)
+
+
+class Carriage(abc.ABC):
+    """One move's data path. `begin` when the target is open, then memory and disks; `end` always."""
+
+    kind: CarrierKind
+    failure: str = ""  # why it failed, in a sentence
+
+    @abc.abstractmethod
+    async def offer(self) -> CarrierOffer:
+        """What the target is told of it; starts what must be there before."""
+
+    @abc.abstractmethod
+    async def begin(self, opened: ReservationStatus) -> None:
+        """The target's end is there. Raises Failed, CarrierFailed."""
+
+    @property
+    @abc.abstractmethod
+    def uri(self) -> str:
+        """Where QEMU shall send the memory to."""
+
+    @abc.abstractmethod
+    def disk(self, node: str, export: str) -> Options:
+        """The node through which QEMU writes the target's disk `export`."""
+
+    @abc.abstractmethod
+    def disk_bytes(self) -> int:
+        """Bytes that disks have put on the wire, as far as can be told now."""
+
+    def wire_bytes(self) -> int | None:
+        """All bytes on the wire; None if only QEMU knows."""
+        return None
+
+    @property
+    def is_link_down(self) -> bool:
+        """Whether the network is away and waited for: then nothing that stands still has stalled."""
+        return False
+
+    async def limit(self, bytes_s: int | None) -> None:
+        """Use no more than that from now on; None: no limit. Only QEMU's own limits otherwise."""
+
+    @property
+    def limits_itself(self) -> bool:
+        """Whether `limit` is kept here, and QEMU must not be limited."""
+        return False
+
+    def view(self) -> dict[str, Any]:
+        """What progress tells of it now, by the names of `MemoryProgress`."""
+        return {}
+
+    async def run(self) -> None:
+        """Until cancelled. Raises when the path has failed."""
+
+    @abc.abstractmethod
+    async def end(self) -> None:
+        """Nothing of it is left here."""
+
+
+class Direct(Carriage):
+    """QEMU to QEMU over TCP, by QEMU's own TLS with a key that the target makes for this move."""
+
+    kind: CarrierKind = "direct"
+
+    def __init__(self, vm: VM, host: str, *, is_encrypted: bool) -> None:
+        self._vm = vm
+        self._host = host
+        self._is_encrypted = is_encrypted
+        self._opened: ReservationStatus | None = None
+        self._has_key = False
+
+    async def offer(self) -> CarrierOffer:
+        return CarrierOffer(kind="direct", encrypted=self._is_encrypted)
+
+    async def begin(self, opened: ReservationStatus) -> None:
+        self._opened = opened
+        if not self._is_encrypted:
+            await self._vm.qmp.migrate_set_parameters(**{"tls-creds": ""})
+            return
+        ready = opened.carrier
+        if ready is None or not ready.key:
+            raise Failed(detail="the target made no key for the encryption of the move")
+        self._has_key = True
+        await use_key(self._vm, OUT_KEY, ready.key, self._host)
+
+    @property
+    def uri(self) -> str:
+        opened = self._there()
+        address = f"[{opened.address}]" if ":" in opened.address else opened.address
+        return f"tcp:{address}:{opened.port}"
+
+    def disk(self, node: str, export: str) -> Options:
+        opened = self._there()
+        server = inet(opened.address, opened.nbd_port)
+        return nbd_node(node, server=server, export=export, tls=OUT_KEY if self._has_key else "")
+
+    def disk_bytes(self) -> int:
+        if self._opened is None or self._vm.process is None or not self._opened.nbd_port:
+            return 0
+        return sent_bytes(self._vm.process.pid, frozenset({self._opened.nbd_port}))
+
+    def _there(self) -> ReservationStatus:
+        if self._opened is None:
+            raise AssertionError("begin comes first")
+        return self._opened
+
+    async def end(self) -> None:
+        if self._has_key:
+            with contextlib.suppress(SternaError):
+                await forget_key(self._vm, OUT_KEY)
+        self._has_key = False

@@ -1,0 +1,107 @@
+"""The target's end of the data path: what awaits memory and disks here, until the VM is taken.
+
+Promises: `end` removes keys and processes and may be repeated; what it makes lies in the run folder
+of the VM and goes with it. Never decides anything about the VM.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import secrets
+
+from sterna.config import Config
+from sterna.errors import Failed
+from sterna.model.reservation import CarrierReady, Reservation, ReservationStatus
+from sterna.model.vm import OwnershipState
+from sterna.move.carriage import IN_KEY, forget_key, use_key
+from sterna.qemu.sockets import listening_ports
+from sterna.vms.machine import VM
+
+KEY_BYTES = 32  # of a pre-shared key: AES-256's worth
+
+
+class Landing(abc.ABC):
+    """`prepare` (QEMU runs), then `export` (if disks come), then `listen`; `end` always."""
+
+    def __init__(self, vm: VM, reservation: Reservation, settings: Config) -> None:
+        self.vm = vm
+        self.reservation = reservation
+        self.settings = settings
+        self.failed = asyncio.Event()
+        self.failure = ""
+
+    @abc.abstractmethod
+    async def prepare(self) -> None:
+        """Everything that must be there before QEMU listens."""
+
+    @abc.abstractmethod
+    async def export(self) -> None:
+        """Start QEMU's server of disks."""
+
+    @abc.abstractmethod
+    async def listen(self) -> ReservationStatus:
+        """Have QEMU wait for the memory; what the source must know."""
+
+    @abc.abstractmethod
+    async def end(self) -> None:
+        """Nothing of it is left here. QEMU's server of disks has been stopped, or QEMU has ended."""
+
+    def _status(self, **fields: object) -> ReservationStatus:
+        return ReservationStatus(
+            operation=self.reservation.operation,
+            state=OwnershipState.RESERVED,
+            **fields,  # type: ignore[arg-type]
+        )
+
+
+class DirectLanding(Landing):
+    """QEMU listens on the network itself."""
+
+    def __init__(self, vm: VM, reservation: Reservation, settings: Config) -> None:
+        super().__init__(vm, reservation, settings)
+        self._key = secrets.token_hex(KEY_BYTES) if reservation.carrier.encrypted else ""
+        self._nbd_port = 0
+
+    @property
+    def _credentials(self) -> str:
+        return IN_KEY if self._key else ""
+
+    async def prepare(self) -> None:
+        if self._key:
+            await use_key(self.vm, IN_KEY, self._key, self.settings.name)
+
+    async def export(self) -> None:
+        address, count = self.settings.migration_address, len(self.reservation.mirrors)
+        await self.vm.blocks.nbd_server_start(count, host=address, tls=self._credentials)
+        process = self.vm.process
+        ports = listening_ports(process.pid) if process is not None else frozenset()
+        if len(ports) != 1:
+            host = self.settings.name
+            raise Failed(detail=f"QEMU on {host} does not listen for the disks of {self.vm.name}")
+        self._nbd_port = next(iter(ports))
+
+    async def listen(self) -> ReservationStatus:
+        address = self.settings.migration_address
+        host = f"[{address}]" if ":" in address else address
+        await self.vm.qmp.migrate_incoming(f"tcp:{host}:0")
+        info = await self.vm.qmp.query_migrate()
+        if not info.socket_port:
+            name = self.settings.name
+            raise Failed(detail=f"QEMU on {name} did not say on which port it listens")
+        return self._status(
+            address=address,
+            port=info.socket_port,
+            nbd_port=self._nbd_port,
+            carrier=CarrierReady(kind="direct", key=self._key),
+        )
+
+    async def end(self) -> None:
+        if self._key:
+            await forget_key(self.vm, IN_KEY)
+            self._key = ""
+
+
+def landing(vm: VM, reservation: Reservation, settings: Config) -> Landing:
+    """For the carrier that the source has chosen."""
+    return DirectLanding(vm, reservation, settings)
