@@ -1,8 +1,8 @@
 """The peer to compare with: a guest moved by QEMU's own `migrate` alone, as a short script would.
 
 Same hosts, same command line, same taps as Sterna's, but QEMU continues the guest by itself (no
-`-S`), and every capability and parameter has QEMU's default, except the bandwidth and the pause
-that Sterna is given too. Started inside a host's namespace by running this file (`launch`).
+`-S`), and every capability and parameter has QEMU's default, except the bandwidth, the pause that
+Sterna is given too, and what the `Way` asks for. Started inside a host's namespace by running this file (`launch`).
 """
 
 from __future__ import annotations
@@ -34,6 +34,30 @@ LOOK_S = 0.25
 DEADLINE_S = 120.0
 END_S = 20.0
 MAC = "52:54:00:ba:4e:01"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """What both ends are told beside the defaults: all capabilities that are on, and parameters."""
+
+    capabilities: frozenset[str] = frozenset()
+    parameters: tuple[tuple[str, object], ...] = ()
+
+
+TCP = Way()
+WAYS = {
+    "tcp": TCP,
+    "multifd": Way(capabilities=frozenset({"multifd"})),
+    "multifd-zstd": Way(
+        capabilities=frozenset({"multifd"}), parameters=(("multifd-compression", "zstd"),)
+    ),
+    "xbzrle": Way(capabilities=frozenset({"xbzrle"})),
+}
+_SWITCHED = frozenset().union(*(way.capabilities for way in WAYS.values()))
+
+
+class TooSlow(Exception):
+    """The migration had not ended at its deadline and was cancelled; the guest is where it was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +134,9 @@ class Bare:
     async def end(self) -> None:
         await self._at.end()
 
-    async def move(self, target: Host) -> dict[str, Any]:
+    async def move(
+        self, target: Host, way: Way = TCP, deadline_s: float = DEADLINE_S
+    ) -> dict[str, Any]:
         """Move it; the report has the same keys as Sterna's where they mean the same.
 
         `total_s` is in QEMU's favour: it begins with `migrate` to a target that waits already, and
@@ -123,13 +149,24 @@ class Bare:
         }
         source, began = self._at, time.monotonic()
         there = await Emulator(self._lab, target, self._machine, incoming=True).connect()
+        for end in (there.qmp, source.qmp):
+            await end.migrate_set_capabilities(
+                {name: name in way.capabilities for name in sorted(_SWITCHED)}
+            )
+            await end.migrate_set_parameters(
+                **{"multifd-compression": "none"} | dict(way.parameters)
+            )
         await there.qmp.migrate_incoming(f"tcp:{target.migration_address}:0")
         port = (await there.qmp.query_migrate()).socket_port
         await source.qmp.migrate_set_parameters(**limits)
         sent = time.monotonic()
         with there.qmp.session.listen("RESUME") as events:
             await source.qmp.migrate(f"tcp:{target.migration_address}:{port}")
-            await self._arrival(events, source.qmp)
+            try:
+                await self._arrival(events, source.qmp, began + deadline_s)
+            except TooSlow:
+                await self._cancel(source, there)
+                raise
         arrived = time.monotonic()
         info = await self._completed(source.qmp)
         await source.end()
@@ -144,9 +181,9 @@ class Bare:
             "rounds": info.rounds,
         }
 
-    async def _arrival(self, events: Events, source: Monitor) -> None:
+    async def _arrival(self, events: Events, source: Monitor, deadline: float) -> None:
         """Until the target continues the guest. Looks at the source rarely: that costs CPU."""
-        for _ in range(int(DEADLINE_S / LOOK_S)):
+        while time.monotonic() < deadline:
             try:
                 await events.get(LOOK_S)
             except TimeoutError:
@@ -157,7 +194,16 @@ class Bare:
                     ) from None
             else:
                 return
-        raise RuntimeError(f"QEMU's migration did not end within {DEADLINE_S:g} s")
+        raise TooSlow
+
+    async def _cancel(self, source: Emulator, target: Emulator) -> None:
+        await source.qmp.migrate_cancel()
+        async with asyncio.timeout(END_S):
+            while True:
+                if (await source.qmp.query_migrate()).status == "cancelled":
+                    break
+                await asyncio.sleep(POLL_S)
+        await target.end()
 
     async def _completed(self, source: Monitor) -> MigrationInfo:
         """The final figures, which may be a moment behind the end."""

@@ -169,7 +169,7 @@ class Bench:
         here.resume(PEER)
         before = self._before(source, THEIRS, self._theirs(source))
         with Cost(self._lab.hosts) as cost:
-            await asyncio.to_thread(here.migrate, PEER, there)
+            await asyncio.to_thread(here.migrate, PEER, there, "--copy-storage-all")
             took = time.monotonic() - before["at"]
         found = self._after(source, THEIRS, before, took)
         there.suspend(PEER)

@@ -33,6 +33,7 @@ def write(
             "cpus": os.cpu_count(),
             "kernel": platform.release(),
             "load_before": LOAD,
+            "noise_before": NOISE,
             "qemu": facts["qemu"]["version"],
             "accel": facts["qemu"]["accel"],
         },
@@ -43,4 +44,35 @@ def write(
     return output
 
 
+class Noise:
+    """What disturbs a measurement, since it was made: share of CPU time that was in use, and that
+    the machine below took for others (steal), in percent of all CPUs.
+    """
+
+    def __init__(self) -> None:
+        self._before = self._ticks()
+
+    def so_far(self) -> dict[str, float]:
+        now = self._ticks()
+        spent = [after - before for after, before in zip(now, self._before, strict=True)]
+        total = sum(spent) or 1
+        idle, steal = spent[3] + spent[4], spent[7]  # proc(5): user nice system idle iowait … steal
+        return {
+            "busy_percent": round(100 * (total - idle - steal) / total, 1),
+            "steal_percent": round(100 * steal / total, 1),
+        }
+
+    @staticmethod
+    def _ticks() -> list[int]:
+        return [int(n) for n in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+
+
+def _look() -> dict[str, float]:
+    noise = Noise()
+    time.sleep(NOISE_S)
+    return noise.so_far()
+
+
+NOISE_S = 0.5
 LOAD = round(os.getloadavg()[0], 2)  # at the start: tells whether the machine was quiet
+NOISE = _look()

@@ -1,4 +1,4 @@
-"""The peer to compare with: `virsh migrate --copy-storage-all` between two libvirtd in a lab.
+"""The peer to compare with: `virsh migrate` between two libvirtd in a lab.
 
 Each libvirtd runs in the namespaces of a lab's host and sees folders of the lab in place of
 /var/lib/libvirt, /run/libvirt, /etc/libvirt and the like, so that nothing of the machine's own
@@ -69,7 +69,7 @@ _MS_REC, _MS_PRIVATE = 16384, 1 << 18
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Domain:
-    """The machine: the lab's guest with one disk, the same wherever it runs."""
+    """The machine: the lab's guest, with one disk or none, the same wherever it runs."""
 
     name: str
     memory: int  # bytes
@@ -80,9 +80,9 @@ class Domain:
     accel: str
     cpu: str  # QEMU's words
     binary: str
-    disk_format: str
-    disk_file: str  # plain name; each host has its own folder of images at the same path
     bridge: str
+    disk_format: str = "raw"
+    disk_file: str = ""  # plain name; each host has its own folder of images at the same path
 
     def xml(self) -> str:
         """Under emulation RAM gets 8 KiB more, as Sterna's guests do (docs/adr/0008): libvirt rounds
@@ -93,6 +93,15 @@ class Domain:
             memory = self.memory + TCG_ODD_BYTES
             words += ["-object", f"memory-backend-memfd,id=ram,size={memory},share=on"]
             words += ["-machine", "memory-backend=ram", "-m", f"size={memory // KIB}K"]
+        disk = (
+            f"""<disk type='file' device='disk'>
+      <driver name='qemu' type='{self.disk_format}' discard='unmap'/>
+      <source file='{IMAGES}/{self.disk_file}'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>"""
+            if self.disk_file
+            else ""
+        )
         extra = "".join(f"<qemu:arg value={quoteattr(word)}/>" for word in words)
         return f"""\
 <domain type='{"kvm" if self.accel == "kvm" else "qemu"}'
@@ -110,11 +119,7 @@ class Domain:
   <features><acpi/></features>
   <devices>
     <emulator>{escape(self.binary)}</emulator>
-    <disk type='file' device='disk'>
-      <driver name='qemu' type='{self.disk_format}' discard='unmap'/>
-      <source file='{IMAGES}/{self.disk_file}'/>
-      <target dev='vda' bus='virtio'/>
-    </disk>
+    {disk}
     <interface type='bridge'>
       <mac address='{MAC}'/>
       <source bridge='{self.bridge}'/>
@@ -215,11 +220,15 @@ class Libvirtd:
     def destroy(self, name: str) -> None:
         self._virsh("destroy", name)
 
-    def migrate(self, name: str, target: Libvirtd) -> None:
-        """Live, with its disks, over the migration network. All else is libvirt's own choice."""
+    def migrate(self, name: str, target: Libvirtd, *options: str) -> None:
+        """Live, over the migration network, with `options` of virsh. All else is libvirt's choice."""
         address = target.host.migration_address
         uris = ("--migrateuri", f"tcp://{address}", "--listen-address", address)
-        self._virsh("migrate", "--live", "--copy-storage-all", *uris, name, target.uri)
+        self._virsh("migrate", "--live", *options, *uris, name, target.uri)
+
+    def abort(self, name: str) -> None:
+        """End the migration that is under way, if it still can be."""
+        self._virsh("domjobabort", name, check=False)
 
     def job(self, name: str) -> dict[str, int | str]:
         """Figures of the completed migration, as the target keeps them: QEMU's, in bytes and ms."""

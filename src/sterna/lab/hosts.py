@@ -21,7 +21,7 @@ from sterna.client import Client
 from sterna.clock import monotonic
 from sterna.errors import DaemonUnreachable, LabFailed
 from sterna.lab import netns
-from sterna.lab.links import Network, host_address
+from sterna.lab.links import MIGRATIONS, Network, host_address
 from sterna.lab.processes import Process, identify
 from sterna.lab.record import Record
 from sterna.security import identity
@@ -44,7 +44,8 @@ class Host:
         self.folder = lab.folder / self.name
         self.netns = netns.name(lab.name, self.name)
         self.address = host_address(Network.MANAGEMENT, index)
-        self.migration_address = host_address(Network.MIGRATION, index)
+        self.migration_addresses = [host_address(n, index) for n in MIGRATIONS[: lab.migrations]]
+        self.migration_address = self.migration_addresses[0]
         self.socket = self.folder / "run" / "sternad.sock"
         self.config = self.folder / "sternad.toml"
         self.log = self.folder / "sternad.log"
@@ -177,7 +178,9 @@ class Host:
 
     def _toml(self) -> str:
         lab = self._lab
-        tables: dict[str, dict[str, str | int]] = {
+        several = len(self.migration_addresses) > 1
+        migration = {"addresses": self.migration_addresses} if several else {}
+        tables: dict[str, dict[str, str | int | list[str]]] = {
             "": {
                 "name": self.name,
                 "state_dir": str(self.folder / "state"),
@@ -185,7 +188,7 @@ class Host:
                 "token_file": str(lab.folder / "token"),
             },
             "listen": {"address": self.address, "port": PORT},
-            "migration": {"address": self.migration_address},
+            "migration": {"address": self.migration_address, **migration},
             "qemu": {"accel": lab.accel, "probe_kernel": lab.probe_kernel},
         }
         for index, peer in enumerate(lab.hosts):

@@ -35,6 +35,7 @@ class Wanted:
     rate: str | None = None  # of the migration network, such as 1gbit; None: as fast as it goes
     accel: str = "auto"
     ends_with_us: bool = False
+    migrations: int = 1  # migration networks: 1 or 2, each of `rate`
 
 
 class Lab:
@@ -45,7 +46,7 @@ class Lab:
         self.folder = found.folder
         self.record = found
         self.hosts = hosts_of(found)
-        self.links = Links(found.name, list(found.hosts))
+        self.links = Links(found.name, list(found.hosts), found.migrations)
 
     def __getitem__(self, name: str) -> Host:
         for host in self.hosts:
@@ -121,14 +122,16 @@ def _make(wanted: Wanted, names: tuple[str, ...], guest: GuestImage, say: Say) -
         accel=wanted.accel,
         probe_kernel=str(guest.kernel),
         owner=identify(os.getpid()) if wanted.ends_with_us else None,
+        migrations=wanted.migrations,
     )
     made.write()
     lab = Lab(made)
-    networks = ", ".join(f"{network} {subnet(network)}" for network in Network)
+    networks = ", ".join(f"{network} {subnet(network)}" for network in lab.links.networks)
     say(f"making the networks {networks}")
     lab.links.make()
     if wanted.rate:
-        lab.shape(Network.MIGRATION, wanted.rate)
+        for network in lab.links.migrations:
+            lab.shape(network, wanted.rate)
         say(f"the migration network carries {wanted.rate} in each direction")
     _furnish(lab)
     say(f"starting sternad on {', '.join(names)}")

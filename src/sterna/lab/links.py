@@ -1,9 +1,9 @@
-"""The networks of a lab: three bridges in a namespace of their own, a cable to each host.
+"""The networks of a lab: bridges in a namespace of their own, a cable to each host.
 
 `management` carries the API, `migration` the memory of moves, `data` the guests' own traffic; a
-client sits on `data` only. A cable is a veth pair: its inner end is in the host, its outer end is
-a port of the bridge. Cables can be slowed (tbf on both ends) and pulled. All labs use the same
-addresses: they cannot see each other.
+client sits on `data` only. `migration2`, where it was wanted, is a second way for moves. A cable is
+a veth pair: its inner end is in the host, its outer end is a port of the bridge. Cables can be
+slowed (tbf on both ends) and pulled. All labs use the same addresses: they cannot see each other.
 """
 
 from __future__ import annotations
@@ -29,11 +29,23 @@ _MIN_BURST = 128 << 10  # bytes: twice the largest packet that veth hands over i
 class Network(StrEnum):
     MANAGEMENT = "management"
     MIGRATION = "migration"
+    MIGRATION2 = "migration2"
     DATA = "data"
 
 
-_SHORT = {Network.MANAGEMENT: "mgmt", Network.MIGRATION: "mig", Network.DATA: "data"}
-_SUBNET = {Network.MANAGEMENT: "10.91.0", Network.MIGRATION: "10.92.0", Network.DATA: "10.93.0"}
+MIGRATIONS = (Network.MIGRATION, Network.MIGRATION2)  # a lab has the first, or both
+_SHORT = {
+    Network.MANAGEMENT: "mgmt",
+    Network.MIGRATION: "mig",
+    Network.MIGRATION2: "mig2",
+    Network.DATA: "data",
+}
+_SUBNET = {
+    Network.MANAGEMENT: "10.91.0",
+    Network.MIGRATION: "10.92.0",
+    Network.MIGRATION2: "10.94.0",
+    Network.DATA: "10.93.0",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +82,15 @@ def bits_per_s(rate: str) -> float:
 
 
 class Links:
-    """The cables of one lab. Knows only its name and its hosts': all state is in the kernel."""
+    """The cables of one lab. Knows only its name, its hosts and how many of MIGRATIONS it has: all
+    state is in the kernel.
+    """
 
-    def __init__(self, lab: str, hosts: list[str]) -> None:
+    def __init__(self, lab: str, hosts: list[str], migrations: int = 1) -> None:
         self._lab = lab
         self._hosts = hosts
+        self.migrations = MIGRATIONS[:migrations]
+        self.networks = (Network.MANAGEMENT, *self.migrations, Network.DATA)
         self._fabric = netns.name(lab, FABRIC)
 
     def make(self) -> None:
@@ -83,14 +99,14 @@ class Links:
             netns.add(self._lab, netns.name(self._lab, role))
         netns.ip(self._lab, self._fabric, [
             line
-            for network in Network
+            for network in self.networks
             for line in (
                 f"link add {_SHORT[network]} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
                 f"link set {_SHORT[network]} up",
             )
         ])  # fmt: skip
         for index, host in enumerate(self._hosts):
-            for network in (Network.MANAGEMENT, Network.MIGRATION):
+            for network in (Network.MANAGEMENT, *self.migrations):
                 self._plug(Cable(network, host), host_address(network, index))
             self._plug(Cable(Network.DATA, host), "")
         self._plug(Cable(Network.DATA, CLIENT), CLIENT_ADDRESS)

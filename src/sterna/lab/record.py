@@ -61,6 +61,7 @@ class Record:
     accel: str
     probe_kernel: str
     owner: Process | None = None
+    migrations: int = 1  # how many migration networks it has
 
     @property
     def folder(self) -> Path:

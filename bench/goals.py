@@ -1,0 +1,102 @@
+"""The guests, links and cases of the table of carriers, and what the project promises in each.
+
+All but the pause that the user allows are ratios between movers of the same run, so that they
+mean the same on another machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from movers import DOWNTIME_MS
+
+REGION_MB = 600  # MiB in use, all of it filled and, by guests that write, written in a circle
+# Orders to the lab's guest.
+GUESTS = {
+    "idle": f"mem size_mb={REGION_MB} rate_mb=0 pattern=touch fill=mixed",
+    "touch100": f"mem size_mb={REGION_MB} rate_mb=100 pattern=touch fill=mixed",
+    "touch400": f"mem size_mb={REGION_MB} rate_mb=400 pattern=touch fill=mixed",
+    "random60": f"mem size_mb={REGION_MB} rate_mb=60 pattern=random fill=mixed",
+}
+LINKS = {"1gbit": "1gbit", "100mbit": "100mbit", "unshaped": None}
+FELT = 1.2  # x the felt pause of the best peer
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One guest on one link. Goals are ratios; 0: none."""
+
+    guest: str
+    link: str
+    deadline_s: float = 90.0
+    total: float = 0.0  # x the best peer's
+    total_of_qemu: float = 0.0  # x QEMU's with one TCP connection
+    wire_of_qemu: float = 0.0
+    work: float = 0.0  # x the guest's own before the move
+    felt_ms: float = DOWNTIME_MS
+    quick: tuple[str, ...] = ("qemu", "qemu-multifd-zstd", "virsh")  # peers of --quick
+    is_quick: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"{self.guest} at {self.link}"
+
+
+CASES = (
+    Case("idle", "1gbit", 60, total=0.75),
+    Case(
+        "touch100", "1gbit", 70, total_of_qemu=8 / 48, wire_of_qemu=0.1,
+        quick=("qemu", "virsh-postcopy"),
+    ),
+    # Who has not finished by then is not the best: post-copy takes less than half of it.
+    Case("touch400", "1gbit", 30, total=0.8, work=0.7, felt_ms=500, quick=("virsh-postcopy",)),
+    Case("random60", "1gbit", 60, total=1.05, quick=("qemu", "qemu-multifd-zstd", "virsh-postcopy")),
+    Case("idle", "100mbit", 90, total=0.55, quick=("qemu-multifd-zstd",)),
+    Case("idle", "unshaped", 30, total=1.1, quick=("qemu", "qemu-multifd", "virsh")),
+    Case("touch100", "unshaped", 30, total=1.1, quick=("qemu", "qemu-multifd", "virsh")),
+)  # fmt: skip
+
+
+def judge(
+    case: Case, rows: Mapping[str, Mapping[str, Any]], peers: Collection[str]
+) -> dict[str, bool]:
+    """Whether each goal is met by the first of our ways. Rows: medians by way.
+
+    A peer that did not finish in all its runs is no best peer. Where QEMU itself did not finish,
+    its deadline and what it had sent by then stand for it: it would have needed more.
+    """
+    way = next((way for way in rows if way not in peers), None)
+    if way is None:
+        return {}
+    ours = rows[way]
+    if ours["finished"] < ours["runs"]:
+        return {f"{way} finishes in {case.deadline_s:g} s": False}
+    done = {p: r for p, r in rows.items() if p in peers and r["finished"] == r["runs"]}
+    found = {}
+    if done:
+        name = min(done, key=lambda peer: done[peer]["total_s"])
+        best = done[name]
+        if case.total:
+            ratio = ours["total_s"] / best["total_s"]
+            found[f"total {ratio:.2f} x {name}'s, at most {case.total:g}"] = ratio <= case.total
+        ratio = ours["felt_ms"] / best["felt_ms"]
+        found[f"felt pause {ratio:.2f} x {name}'s, at most {FELT}"] = ratio <= FELT
+    felt = ours["felt_ms"]
+    found[f"felt pause {felt:.0f} ms, at most {case.felt_ms:g}"] = felt <= case.felt_ms
+    if qemu := rows.get("qemu"):
+        if case.total_of_qemu:
+            ratio = ours["total_s"] / (qemu["total_s"] or case.deadline_s)
+            goal = case.total_of_qemu
+            found[f"total {ratio:.3f} x QEMU's, at most {goal:.3f}"] = ratio <= goal
+        if case.wire_of_qemu:
+            ratio = ours["bytes_wire"] / qemu["bytes_wire"]
+            goal = case.wire_of_qemu
+            found[f"bytes on the wire {ratio:.3f} x QEMU's, at most {goal:g}"] = ratio <= goal
+    if case.work and ours["work_ratio"] is not None:
+        ratio = ours["work_ratio"]
+        found[f"work during the move {ratio:.2f} x before, at least {case.work:g}"] = (
+            ratio >= case.work
+        )
+    return found
