@@ -1,0 +1,1 @@
+"""What carries a move: the link between two hosts, and what knows pages on either side of it."""

@@ -1,0 +1,440 @@
+"""All streams of a link: what goes next, what arrives, what is sent again. No thread, no socket.
+
+Everything but `recycle` and `buffer` is called with `lock` held. Memory is bounded against any
+peer: by MAX_STREAMS, by the windows, and by POOL above the smallest windows.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+from sterna.carrier import frames
+from sterna.carrier.bucket import Bucket
+from sterna.carrier.duplex import QUEUE, Stream
+from sterna.carrier.frames import BadFrame, Header
+from sterna.carrier.inbox import Piece
+from sterna.carrier.outbox import Frame
+from sterna.clock import monotonic
+from sterna.errors import LinkClosed, StreamReset
+
+_SPARE = 64  # buffers of a full frame kept for reuse
+_POOLED = frames.MAX_PAYLOAD // 2  # smaller payloads get a buffer of their own
+_CONTROL = 8 << 10  # bytes of small frames before the next other frame
+_LATE = 2 * frames.MAX_STREAMS  # the peer's ends may be known to us a little later than to it
+_KEPT = frames.POOL + 2 * _LATE * (frames.MIN_WINDOW + frames.MAX_PAYLOAD)  # bytes, at most
+_PER_FRAME = 154  # bytes on the wire beside payload and packets: headers of TLS, some of packets
+_PACKETS = 1 + 66 / 1448  # headers of TCP, IP, Ethernet
+
+
+class Carrier(Protocol):
+    """A channel, as far as traffic knows it."""
+
+    flying: dict[Frame, None]  # sent on it and not acknowledged
+    is_idle: bool  # waits for something to send
+    is_stalled: bool
+    frame_size: int  # bytes of payload that suit its speed
+
+    def wake(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Load:
+    """What a channel sends next. Nothing at all and `delay` 0: it will be woken."""
+
+    control: bytes = b""
+    header: bytes = b""
+    payload: memoryview | None = None
+    delay: float = 0.0  # seconds that the limit wants it to wait
+
+
+class Traffic:
+    def __init__(self, *, lead: bool, limit: int | None) -> None:
+        self.lock = threading.Lock()
+        self.closed: str | None = None
+        self.carriers: list[Carrier] = []
+        self.streams: dict[int, Stream] = {}
+        self.bucket = Bucket(limit)
+        self.retransmitted = 0
+        self.charged = 0.0  # bytes on the wire, as estimated when they were taken
+        self._payload_out = 0  # of streams that have ended
+        self._payload_in = 0
+        self._kept = 0  # cost of all that waits in inboxes
+        self._accepting = threading.Condition(self.lock)
+        self._came: deque[Stream] = deque()
+        self._next_id = 1 if lead else 2
+        self._seen = 0 if lead else -1  # highest number of the peer's streams
+        self._unseen: set[int] = set()  # below it, and not come yet
+        self._turn: deque[int] = deque()  # streams, in the order of their turns
+        self._again: deque[Frame] = deque()
+        self._acks: dict[int, Stream] = {}
+        self._resets: dict[int, str] = {}  # the peer has not said that it knows
+        self._resets_due: dict[int, None] = {}
+        self._gone_due: dict[int, None] = {}
+        self._spare: list[bytearray] = []
+
+    # ---- for users of streams
+
+    def open(self, service: str) -> Stream:
+        name = service.encode()
+        if not 0 < len(name) <= frames.MAX_SERVICE:
+            raise ValueError(f"{service!r} is no name of a service")
+        self.check_open()
+        if sum(1 for number in self.streams if self._is_ours(number)) >= frames.MAX_STREAMS:
+            raise StreamReset(service=service, reason="too many streams are open")
+        stream = self._add(self._next_id, service, opens=True)
+        self._next_id += 2
+        self.wake()
+        return stream
+
+    def accept(self) -> Stream:
+        while not self._came:
+            self.check_open()
+            self._accepting.wait()
+        return self._came.popleft()
+
+    def check_open(self) -> None:
+        if self.closed is not None:
+            raise LinkClosed(reason=self.closed)
+
+    def release(self, stream: Stream) -> None:
+        before = stream.inbox.cost
+        stream.inbox.release()
+        self._consumed(stream, before)
+
+    def collect(self, stream: Stream) -> list[Piece] | None:
+        before = stream.inbox.cost
+        parts = stream.inbox.collect()
+        self._consumed(stream, before)
+        return parts
+
+    def _consumed(self, stream: Stream, before: int) -> None:
+        self._kept += stream.inbox.cost - before
+        if stream.inbox.ack_due:
+            self._acks[stream.number] = stream
+            self.wake()
+        self._retire(stream)
+
+    def reset(self, stream: Stream, reason: str) -> None:
+        if self.streams.get(stream.number) is stream and self.closed is None:
+            self._resets[stream.number] = reason
+            self._resets_due[stream.number] = None
+            self._break(stream, reason)
+            self.wake()
+
+    def close(self, reason: str) -> None:
+        """Every wait ends, in LinkClosed."""
+        if self.closed is None:
+            self.closed = reason
+            for stream in self.streams.values():
+                stream.sent.notify_all()
+                stream.arrived.notify_all()
+            self._accepting.notify_all()
+            self._again.clear()
+
+    @property
+    def payload(self) -> tuple[int, int]:
+        """Bytes of messages out and in."""
+        live = self.streams.values()
+        return (
+            self._payload_out + sum(stream.outbox.payload for stream in live),
+            self._payload_in + sum(stream.inbox.payload for stream in live),
+        )
+
+    @property
+    def in_flight(self) -> int:
+        return sum(stream.outbox.outstanding for stream in self.streams.values())
+
+    # ---- for channels
+
+    def wake(self) -> None:
+        """There may be something to send: one idle channel is told."""
+        for carrier in self.carriers:
+            if carrier.is_idle and not carrier.is_stalled:
+                carrier.is_idle = False
+                carrier.wake()
+                return
+
+    def take(self, carrier: Carrier) -> Load:
+        """What `carrier` sends next; it keeps what it flies until that is acknowledged."""
+        if carrier.is_stalled:
+            carrier.is_idle = True
+            return Load()
+        load = Load(control=self._control())
+        if self._again or self._has_turn():
+            load.delay = self.bucket.delay(monotonic())
+            if not load.delay and (frame := self._next(carrier.frame_size)):
+                self._fly(frame, carrier, load)
+        size = len(load.control) + len(load.header) + len(load.payload or b"")
+        if size:
+            wire = size * _PACKETS + _PER_FRAME
+            self.charged += wire
+            self.bucket.charge(wire)
+        else:
+            carrier.is_idle = not load.delay
+        if size and (self._again or self._has_turn()):
+            self.wake()
+        return load
+
+    def _control(self) -> bytes:
+        found: list[bytes] = []
+        room = _CONTROL // (frames.SIZE + 64)
+        while self._acks and len(found) < room:
+            stream = self._acks.pop(next(iter(self._acks)))
+            consumed, ahead = stream.inbox.acknowledge()
+            found.append(
+                frames.pack(frames.ACK, stream=stream.number, consumed=consumed, ahead=ahead)
+            )
+        while self._gone_due and len(found) < room:
+            number = next(iter(self._gone_due))
+            del self._gone_due[number]
+            found.append(frames.pack(frames.GONE, stream=number))
+        while self._resets_due and len(found) < room:
+            number = next(iter(self._resets_due))
+            del self._resets_due[number]
+            if number in self._resets:
+                found.append(frames.with_text(frames.RESET, self._resets[number], number))
+        return b"".join(found)
+
+    def _pool(self) -> int:
+        return frames.POOL - sum(
+            max(0, stream.outbox.outstanding - frames.MIN_WINDOW)
+            for stream in self.streams.values()
+        )
+
+    def _has_turn(self) -> bool:
+        pool = self._pool()
+        return any(
+            stream.outbox.is_pending and stream.outbox.may_cut(pool)
+            for stream in self.streams.values()
+        )
+
+    def _next(self, most: int) -> Frame | None:
+        while self._again:
+            frame = self._again.popleft()
+            frame.waits = False
+            if frame.stream in self.streams and frame.outbox.is_wanted(frame):
+                self.retransmitted += 1
+                frame.flags |= frames.ASK
+                return frame
+        pool = self._pool()
+        for _ in range(len(self._turn)):
+            stream = self.streams.get(self._turn[0])
+            if stream is None:
+                self._turn.popleft()
+                continue
+            self._turn.rotate(-1)
+            outbox = stream.outbox
+            if outbox.is_pending and outbox.may_cut(pool):
+                frame = outbox.cut(most)
+                if outbox.queued <= QUEUE:
+                    stream.sent.notify_all()
+                return frame
+        return None
+
+    def _fly(self, frame: Frame, carrier: Carrier, load: Load) -> None:
+        inbox = self.streams[frame.stream].inbox
+        self._acks.pop(frame.stream, None)
+        consumed, ahead = inbox.acknowledge()
+        frame.carriers.append(carrier)
+        carrier.flying[frame] = None
+        load.header = frames.pack(
+            frames.DATA,
+            flags=frame.flags,
+            stream=frame.stream,
+            length=len(frame.data),
+            number=frame.number,
+            consumed=consumed,
+            ahead=ahead,
+        )
+        load.payload = frame.data
+
+    def attach(self, carrier: Carrier) -> None:
+        """A channel is up. Both sides tell what they have."""
+        self.carriers.append(carrier)
+        self._acks.update(self.streams)
+        self._resets_due.update(dict.fromkeys(self._resets))
+        self.wake()
+
+    def detach(self, carrier: Carrier) -> None:
+        if carrier in self.carriers:
+            self.carriers.remove(carrier)
+        self.send_again(carrier)
+        for frame in carrier.flying:
+            frame.carriers.remove(carrier)
+        carrier.flying.clear()
+
+    def send_again(self, carrier: Carrier) -> None:
+        """What it carries goes on others too, before anything new."""
+        frames_ = [
+            frame for frame in carrier.flying if not frame.waits and frame.outbox.is_wanted(frame)
+        ]
+        for frame in frames_:
+            frame.waits = True
+        self._again.extend(sorted(frames_, key=lambda frame: frame.number))
+        self._acks.update(self.streams)
+        self._resets_due.update(dict.fromkeys(self._resets))
+        self.wake()
+
+    # ---- what arrives
+
+    def admit(self, header: Header) -> bool:
+        """Whether the payload of a DATA frame is to be kept. Raises BadFrame."""
+        if self.closed is not None:
+            return False
+        stream = self._find(header.stream)
+        if stream is None:
+            self._say_gone(header.stream)
+            return False
+        if not stream.inbox.admit(header.number, header.length):
+            return False
+        if self._kept + header.length > _KEPT:
+            raise BadFrame("more than all windows together")
+        return True
+
+    def arrive(self, header: Header, data: bytearray) -> None:
+        """A whole frame of a stream. Raises BadFrame."""
+        if self.closed is not None:
+            return
+        if header.kind == frames.DATA:
+            if self.admit(header):
+                self._insert(header, data)
+        elif header.kind == frames.RESET:
+            self._peer_reset(header.stream, frames.text(memoryview(data)[: header.length]))
+            return
+        elif header.kind == frames.GONE:
+            self._peer_gone(header.stream)
+            return
+        stream = self.streams.get(header.stream)
+        if stream is None:
+            # Its opening may be on its way on another channel.
+            is_early = not self._is_ours(header.stream) and header.consumed + header.ahead <= 1
+            if not is_early and not self._was(header.stream):
+                raise BadFrame(
+                    f"an acknowledgement for stream {header.stream}, which nobody opened"
+                )
+        elif stream.outbox.acknowledge(header.consumed, header.ahead):
+            if stream.outbox.is_drained:
+                stream.sent.notify_all()
+            self._retire(stream)
+            if self._again or stream.outbox.is_pending:
+                self.wake()
+
+    def _insert(self, header: Header, data: bytearray) -> None:
+        stream = self.streams[header.stream]
+        inbox = stream.inbox
+        before = inbox.cost
+        if header.flags & frames.OPEN:
+            stream.service = frames.text(memoryview(data)[: header.length])
+        piece = Piece(header.flags, data, header.length)
+        is_more = inbox.insert(header.number, piece)
+        self._kept += inbox.cost - before
+        if header.flags & frames.OPEN:
+            self.collect(stream)
+            self.release(stream)
+            self._came.append(stream)
+            self._accepting.notify()
+        if is_more:
+            stream.arrived.notify()
+        elif header.flags & frames.ASK:
+            inbox.ack_due = True
+
+    def _find(self, number: int) -> Stream | None:
+        """The stream; made if it is a new one of the peer's. None if it has ended. BadFrame."""
+        stream = self.streams.get(number)
+        if stream is not None or self._was(number):
+            return stream
+        if self._is_ours(number):
+            raise BadFrame(f"stream {number}, which was never opened")
+        self._see(number)
+        return self._add(number, "", opens=False)
+
+    def _see(self, number: int) -> None:
+        """A number of the peer's is used. Frames of several streams may pass each other."""
+        if (number - self._seen) // 2 + len(self._unseen) > _LATE:
+            raise BadFrame(f"stream {number} where about {self._seen + 2} is awaited")
+        if sum(1 for one in self.streams if not self._is_ours(one)) >= _LATE:
+            raise BadFrame("too many streams")
+        self._unseen.update(range(self._seen + 2, number, 2))
+        self._unseen.discard(number)
+        self._seen = max(self._seen, number)
+
+    def _was(self, number: int) -> bool:
+        """Whether this stream has ended, if it is not in `streams`."""
+        if self._is_ours(number):
+            return number < self._next_id
+        return number <= self._seen and number not in self._unseen
+
+    def _is_ours(self, number: int) -> bool:
+        return number % 2 == self._next_id % 2
+
+    def _peer_reset(self, number: int, reason: str) -> None:
+        stream = self._find(number)
+        if stream is not None:
+            self._break(stream, reason)
+        self._say_gone(number)
+
+    def _peer_gone(self, number: int) -> None:
+        if number not in self.streams and not self._was(number):
+            raise BadFrame(f"the end of stream {number}, which was never opened")
+        self._resets.pop(number, None)
+        stream = self.streams.get(number)
+        if stream is not None:
+            # It has seen both ends, or we speak to somebody who has lost count.
+            if stream.outbox.finishing and stream.inbox.finished:
+                stream.outbox.acknowledge(stream.outbox.next, 0)
+                stream.sent.notify_all()
+                self._retire(stream)
+            else:
+                self._break(stream, "the other end does not know it any more")
+
+    def _say_gone(self, number: int) -> None:
+        if len(self._gone_due) < _LATE:
+            self._gone_due[number] = None
+            self.wake()
+
+    # ---- lives of streams
+
+    def _add(self, number: int, service: str, *, opens: bool) -> Stream:
+        stream = self.streams[number] = Stream(self, number, service, opens=opens)
+        self._turn.append(number)
+        return stream
+
+    def _break(self, stream: Stream, reason: str) -> None:
+        stream.broken = reason
+        self._kept -= stream.inbox.cost
+        stream.inbox.clear()
+        self._forget(stream)
+        stream.outbox.clear()
+        stream.sent.notify_all()
+        stream.arrived.notify_all()
+
+    def _retire(self, stream: Stream) -> None:
+        if stream.outbox.is_done and stream.inbox.finished and stream.broken is None:
+            if stream.inbox.ack_due:
+                self._say_gone(stream.number)  # as good as the last acknowledgement
+            self._forget(stream)
+
+    def _forget(self, stream: Stream) -> None:
+        if self.streams.pop(stream.number, None):
+            self._acks.pop(stream.number, None)
+            self._payload_out += stream.outbox.payload
+            self._payload_in += stream.inbox.payload
+
+    # ---- buffers for payloads (no lock)
+
+    def buffer(self, length: int) -> bytearray:
+        if length <= _POOLED:
+            return bytearray(length)
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return bytearray(frames.MAX_PAYLOAD)
+
+    def recycle(self, parts: list[Piece]) -> None:
+        """Buffers of a message that was joined serve again."""
+        for part in parts:
+            if len(part.data) == frames.MAX_PAYLOAD and len(self._spare) < _SPARE:
+                self._spare.append(part.data)  # type: ignore[arg-type]

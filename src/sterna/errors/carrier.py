@@ -1,0 +1,19 @@
+"""What carries a move between two hosts."""
+
+from __future__ import annotations
+
+from sterna.errors.family import Failed
+
+
+class LinkClosed(Failed):
+    """No stream of this link will carry anything more."""
+
+    code = "carrier.link-closed"
+    text = "the link to the other host is closed: {reason}"
+
+
+class StreamReset(Failed):
+    """One end broke a stream off; the link and its other streams go on."""
+
+    code = "carrier.stream-reset"
+    text = "the stream {service} was broken off: {reason}"
