@@ -1,19 +1,13 @@
-"""What carries a move between two hosts."""
+"""The carriers: what takes a VM's memory and disks from one host to another."""
 
 from __future__ import annotations
 
-from sterna.errors.family import Failed
+from sterna.errors.family import Corrupt
 
 
-class LinkClosed(Failed):
-    """No stream of this link will carry anything more."""
+class BadBlock(Corrupt):
+    """What arrived is no block of pages: the peer is broken or hostile."""
 
-    code = "carrier.link-closed"
-    text = "the link to the other host is closed: {reason}"
-
-
-class StreamReset(Failed):
-    """One end broke a stream off; the link and its other streams go on."""
-
-    code = "carrier.stream-reset"
-    text = "the stream {service} was broken off: {reason}"
+    code = "carrier.bad-block"
+    text = "what arrived over the link is not a block of memory pages: {reason}"
+    hint = "Run the same version of sternad on both hosts"
