@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import stat
 import subprocess
 from pathlib import Path
 
@@ -32,6 +33,7 @@ async def test_a_new_image_is_thin_and_of_its_size(tmp_path: Path, kind: str) ->
     assert (found.format, found.size, found.backing) == (kind, 1 << 40, "")
     assert found.allocated < 2 * MIB
     assert names(tmp_path) == ["disk"]
+    assert stat.S_IMODE((tmp_path / "disk").stat().st_mode) == 0o600  # guests keep secrets in them
 
 
 @pytest.mark.parametrize("kind", ["qcow2", "raw"])

@@ -148,3 +148,9 @@ def test_a_template_that_the_pool_has_needs_no_room():
     facts = {"fast": pool("fast", free=room)}
     assert ids(question(ALL, pools=facts, sizes=OWN | {BASE: (GB, GB)})) == ["storage.may-fill"]
     assert ids(question(ALL, pools=facts)) == ["storage.no-room"]
+
+
+def test_a_template_that_is_just_being_made_for_another_vm_is_not_relied_on():
+    base = Volume(pool="fast", volume="debian.qcow2")
+    asked = question(ALL, NO_POINTS, making={base: "db"})
+    assert ids(asked) == ["storage.base-in-the-making"]

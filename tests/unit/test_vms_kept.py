@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sterna import clock
-from sterna.errors import KeptNotFound
+from sterna.errors import KeptInUse, KeptNotFound
 from sterna.host.registry import Pools
 from sterna.model.disk import Volume
 from sterna.model.host import Pool
@@ -104,3 +104,37 @@ def test_a_copy_is_discarded_once(tmp_path, pools):
     with pytest.raises(KeptNotFound):
         asyncio.run(kept.discard(copy.id))
     assert kept_in(tmp_path, pools).list() == []
+
+
+def test_what_another_vm_uses_is_neither_deleted_nor_renamed_nor_discarded(tmp_path, pools):
+    used = {DISK}
+    kept = Kept(tmp_path / "kept", pools, lambda vm_id: used if vm_id != "id-2" else ())
+    asyncio.run(kept.intend("web", "id-1", [DISK], "moved", 1))
+    asyncio.run(kept.clear("id-1", [DISK, OTHER]))
+    assert here(tmp_path) == {DISK.volume}
+    used.clear()
+    asyncio.run(kept.keep("web", "id-1", [DISK], "moved", 1))
+    copy = kept.list()[-1]
+    used.add(Volume(pool="one", volume=copy.files[0].now))
+    with pytest.raises(KeptInUse):
+        asyncio.run(kept.discard(copy.id))
+    assert here(tmp_path) == {copy.files[0].now}
+
+
+def test_a_file_that_cannot_leave_yet_is_kept_when_it_does(tmp_path, pools):
+    kept = kept_in(tmp_path, pools)
+    asyncio.run(kept.intend("web", "id-1", [DISK, OTHER], "moved", 1))
+    asyncio.run(kept.clear("id-1", [OTHER]))  # QEMU has the first one open still
+    assert kept.list() == []
+    asyncio.run(kept.clear("id-1", [DISK]))
+    (copy,) = kept.list()
+    assert here(tmp_path) == {file.now for file in copy.files}
+
+
+def test_neither_a_long_name_nor_a_long_time_is_in_the_way_of_keeping(tmp_path, pools):
+    long = Volume(pool="one", volume="ü" * 120 + ".qcow2")
+    (tmp_path / "one" / long.volume).write_text("long")
+    kept = kept_in(tmp_path, pools)
+    asyncio.run(kept.keep("web", "id-1", [long], "moved", 1e12))
+    ((file,),) = [copy.files for copy in kept.list()]
+    assert (tmp_path / "one" / file.now).read_text() == "long"

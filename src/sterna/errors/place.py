@@ -119,6 +119,12 @@ class KeptNotFound(NotFound):
     hint = "List them with: sterna disk kept"
 
 
+class KeptInUse(Conflict):
+    code = "kept.in-use"
+    text = "{place} of the kept copy {copy} is a disk of a VM now"
+    hint = "Delete that VM first; see: sterna disk check"
+
+
 class FileCopyFailed(Failed):
     code = "file.copy-failed"
     text = "{source} could not be copied to {target}: {reason}"

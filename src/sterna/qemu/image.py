@@ -185,9 +185,13 @@ def _check(source: Path, found: ImageInfo, size: int | None) -> None:
 
 @contextlib.asynccontextmanager
 async def _new(path: Path, action: str) -> AsyncIterator[Path]:
-    """A temporary name beside `path`, which becomes `path` when the block ends well."""
+    """A temporary file beside `path`, which becomes `path` when the block ends well.
+
+    Nobody but its owner may read it: it is there before qemu-img would make one for everybody.
+    """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         yield part
         await asyncio.to_thread(_finish, part, path)
     except FileExistsError as error:

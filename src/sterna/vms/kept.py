@@ -13,13 +13,13 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from sterna import clock
-from sterna.errors import KeptNotFound, SternaError
+from sterna.errors import KeptInUse, KeptNotFound, SternaError
 from sterna.host import storage
 from sterna.host.registry import Pools
 from sterna.host.store import Damaged, Store
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 JANITOR_S = 3600.0  # days are what people ask for
 DAY_S = 86400.0
+LONGEST_DAYS = 36500.0  # a century; the calendar ends, too
+LONGEST_NAME = 200  # bytes of a former name within the new one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +61,20 @@ class KeptCopy:
 
 
 class Kept:
-    """The kept copies of this host. `load` before anything else."""
+    """The kept copies of this host. `load` before anything else.
 
-    def __init__(self, directory: Path, pools: Pools) -> None:
+    `used_but_by`: the files that all VMs but that of this id have or rest on. None of them is ever
+    renamed or deleted here, whoever asks: a template that a move made may be shared by now.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        pools: Pools,
+        used_but_by: Callable[[str], Collection[Volume]] = lambda _vm_id: (),
+    ) -> None:
         self.damaged: list[Damaged] = []
+        self.used_but_by = used_but_by
         self._store = Store(directory, KeptCopy, key_of=lambda copy: copy.id)
         self._pools = pools
         self._copies: dict[str, KeptCopy] = {}
@@ -110,7 +122,7 @@ class Kept:
             vm_id=vm_id,
             label=label,
             created=clock.now(),
-            expires=clock.later(days * DAY_S),
+            expires=clock.later(min(days, LONGEST_DAYS) * DAY_S),
             files=tuple(KeptFile(was=volume, now=_name(volume.volume)) for volume in volumes),
             is_intended=True,
         )
@@ -135,15 +147,18 @@ class Kept:
             if copy.vm_id == vm_id and copy.is_intended
             for file in copy.files
         }
+        used = self.used_but_by(vm_id)
         for volume in leaving:
-            if volume in wished:
+            if volume in used:
+                log.warning("%s stays: another VM uses it", volume)
+            elif volume in wished:
                 await asyncio.to_thread(self._rename, wished[volume][1])
             else:
                 await self._pools.delete_volume(volume.pool, volume.volume)
         for pool in {volume.pool for volume in leaving}:
             await asyncio.to_thread(storage.sync_directory, self._pools.require(pool))
         for copy in {copy.id: copy for copy, _ in wished.values()}.values():
-            await self._settle(copy)
+            await self._settle(copy, used)
 
     async def forsake(self, vm_id: str) -> None:
         """Nothing of this VM leaves: its intentions are void."""
@@ -152,8 +167,12 @@ class Kept:
                 await self._store.delete(copy.id)
                 del self._copies[copy.id]
 
-    async def _settle(self, copy: KeptCopy) -> None:
-        """The renames are through: say so."""
+    async def _settle(self, copy: KeptCopy, used: Collection[Volume]) -> None:
+        """Say that the renames are through, unless a file has its old name yet: QEMU has it open."""
+        places = [file.was for file in copy.files if file.was not in used]
+        old = [self._pools.volume_path(place.pool, place.volume) for place in places]
+        if await asyncio.to_thread(lambda: any(path.exists() for path in old)):
+            return
         settled = replace(copy, is_intended=False)
         await self._store.write(copy.id, settled)
         self._copies[copy.id] = settled
@@ -168,10 +187,14 @@ class Kept:
     # ---- letting go ------------------------------------------------------------------------
 
     async def discard(self, copy_id: str) -> None:
-        """Delete a kept copy. Raises KeptNotFound, PoolUnusable."""
+        """Delete a kept copy. Raises KeptNotFound, KeptInUse, PoolUnusable."""
         copy = self._copies.get(copy_id)
         if copy is None or copy.is_intended:
             raise KeptNotFound(copy=copy_id)
+        used = self.used_but_by("")
+        for file in copy.files:
+            if (place := Volume(pool=file.was.pool, volume=file.now)) in used:
+                raise KeptInUse(copy=copy_id, place=place)
         for file in copy.files:
             await self._pools.delete_volume(file.was.pool, file.now)
         await self._store.delete(copy_id)
@@ -196,4 +219,5 @@ class Kept:
 
 
 def _name(volume: str) -> str:
-    return f"{volume}.kept-{clock.now()[:10].replace('-', '')}-{secrets.token_hex(2)}"
+    stem = volume.encode()[:LONGEST_NAME].decode(errors="ignore")
+    return f"{stem}.kept-{clock.now()[:10].replace('-', '')}-{secrets.token_hex(2)}"

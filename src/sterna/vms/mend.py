@@ -66,8 +66,9 @@ async def clear_files(vm: VM, pools: Pools, kept: Kept, used: Iterable[str] = ()
     busy = {
         volume for volume in own | {*vm.record.made, *vm.record.leaving} if _node(volume) in used
     }
-    made = [volume for volume in vm.record.made if volume not in own]
-    leaving = [volume for volume in vm.record.leaving if volume not in own]
+    stay = own | set(kept.used_but_by(vm.id))  # such as a template that was copied for two
+    made = [volume for volume in vm.record.made if volume not in stay]
+    leaving = [volume for volume in vm.record.leaving if volume not in stay]
     if not vm.record.leaving:
         await kept.forsake(vm.id)
     for volume in made:

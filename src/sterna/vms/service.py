@@ -19,6 +19,7 @@ from typing import Any
 from sterna import clock
 from sterna.config import Config
 from sterna.errors import (
+    ImageFailed,
     ImageMissing,
     QEMULost,
     VMBusy,
@@ -31,6 +32,7 @@ from sterna.errors import (
     VolumeExists,
 )
 from sterna.host.store import Damaged, Store
+from sterna.model.disk import Volume
 from sterna.model.operation import Operation
 from sterna.model.vm import (
     Disk,
@@ -61,7 +63,7 @@ class VMs:
         self.config = config
         self.launcher = launcher
         self.runner = runner
-        self.kept = Kept(config.state_dir / "kept", launcher.pools)
+        self.kept = Kept(config.state_dir / "kept", launcher.pools, self._used_but_by)
         self.store: Store[VMRecord] = Store(config.state_dir / "vms", VMRecord)
         self.damaged: list[Damaged] = []
         self._vms: dict[str, VM] = {}
@@ -194,9 +196,36 @@ class VMs:
         return view(vm, self.config.name)
 
     def require_unused(self, spec: VMSpec) -> None:
-        """Raises VolumeRefused if a disk of `spec` is another's."""
-        here = (vm.record for vm in self._vms.values() if vm.is_here)
-        volumes.require_unused(spec, volumes.uses(here), self.launcher.pools)
+        """Raises VolumeRefused if a disk of `spec` is another's, or about to be deleted."""
+        used = {
+            place: volumes.Use(vm=vm.name, is_own=True, leaves=f"{vm.name} has left it behind")
+            for vm in self._vms.values()
+            if not vm.is_here
+            for place in (*vm.record.made, *vm.record.departing, *vm.record.leaving)
+        }
+        for copy in self.kept.list():
+            reason = f"it is the kept copy {copy.id} of {copy.vm}, and goes when that expires"
+            for file in copy.files:
+                place = Volume(pool=file.was.pool, volume=file.now)
+                used[place] = volumes.Use(vm=copy.vm, is_own=True, leaves=reason)
+        used |= volumes.uses(vm.record for vm in self._vms.values() if vm.is_here)
+        volumes.require_unused(spec, used, self.launcher.pools)
+
+    def _used_but_by(self, vm_id: str) -> frozenset[Volume]:
+        """The files that all other VMs here have or rest on: a template may be shared."""
+        others = (vm.record for vm in self._vms.values() if vm.is_here and vm.id != vm_id)
+        return frozenset(
+            place
+            for record in others
+            for place in (
+                *chain.own_files(record),
+                *(
+                    Volume(pool=disk.pool, volume=base.volume)
+                    for disk in record.spec.disks
+                    for base in disk.base
+                ),
+            )
+        )
 
     def _check_new(self, spec: VMSpec) -> None:
         for nic in spec.nics:
@@ -218,7 +247,12 @@ class VMs:
                 if disk.size or disk.image:
                     path = self.launcher.pools.volume_path(disk.pool, disk.volume)
                     made.append(path)
-                    await self._make_disk(disk, path)
+                    try:
+                        await self._make_disk(disk, path)
+                    except ImageFailed as error:
+                        if isinstance(error.__cause__, FileExistsError):  # somebody else's
+                            made.remove(path)
+                        raise
             if (firmware := self.launcher.firmware(spec)) is not None:
                 made.append(firmware.variables)
                 firmware.variables.parent.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,7 @@ class Use:
 
     vm: str
     is_own: bool  # it writes to it, or it froze it; else it only rests on it
+    leaves: str = ""  # it is about to be deleted, and why: nothing may be built on it
 
 
 def uses(records: Iterable[VMRecord]) -> dict[Volume, Use]:
@@ -65,6 +66,8 @@ def require_unused(spec: VMSpec, used: Mapping[Volume, Use], pools: Pools) -> No
             raise refused(top, f"disk {mine[top]} is in it already", "Give each disk its own")
         mine[top] = disk.name
         if (use := used.get(top)) is not None:
+            if use.leaves:
+                raise refused(top, use.leaves, "Use a copy of it: image=PATH")
             how = "is in use by" if use.is_own else "is a template that disks rest on, of"
             reason = f"it {how} {use.vm}"
             raise refused(top, reason, "Use it as a template: base=, or as a copy: image=PATH")
@@ -72,6 +75,8 @@ def require_unused(spec: VMSpec, used: Mapping[Volume, Use], pools: Pools) -> No
         for below in disk.base:
             place = Volume(pool=disk.pool, volume=below.volume)
             other = used.get(place)
+            if other is not None and other.leaves:
+                raise refused(place, other.leaves, "Make a template of a copy of it", disk)
             if place in mine or (other is not None and other.is_own):
                 name = spec.name if place in mine or other is None else other.vm
                 path = pools.volume_path(place.pool, place.volume)

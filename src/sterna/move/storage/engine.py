@@ -35,7 +35,7 @@ from sterna.model.operation import Operation
 from sterna.model.vm import RunState, VMRecord
 from sterna.move.storage.copy import Copies
 from sterna.move.storage.disks import Switchover
-from sterna.move.storage.facts import gather
+from sterna.move.storage.facts import gather, making
 from sterna.move.storage.files import same
 from sterna.move.storage.plan import Facts, Plan, Question, Transfer, check, plan
 from sterna.move.undo import Undo
@@ -195,6 +195,10 @@ class StorageMove:
         target = self.pools.volume_path(item.target.pool, item.target.volume)
         if not await asyncio.to_thread(target.exists):
             return False
+        if other := making(self.vm, self.vms).get(item.target):
+            raise FileCopyFailed(
+                source=item.source, target=item.target, reason=f"it is just being made for {other}"
+            )
         if not await same(source, target, executor):
             raise FileCopyFailed(
                 source=item.source, target=item.target, reason="another file of that name is there"
@@ -275,7 +279,8 @@ class StorageMove:
     def _must_have_moved(self) -> None:
         now = {disk.name: disk for disk in self.vm.record.spec.disks}
         for one in self.plan.relocations:
-            if now[one.disk.name].pool != one.there.pool:
+            disk = now[one.disk.name]
+            if (disk.pool, disk.volume) != (one.there.pool, one.there.volume):
                 raise StorageMoveFailed(
                     vm=self.vm.name,
                     phase=self.job.phase,

@@ -43,12 +43,19 @@ async def gather(vm: VM, vms: VMs, plan: Plan) -> Facts:
         virtual=await _virtual(plan, known, sizes),
         users=_users(vm, vms, plan.leaving),
         locked=locked,
+        making=making(vm, vms),
         base_differs=frozenset(
             item.target
             for item in plan.templates
             if item.target in sizes and sizes[item.target][0] != sizes.get(item.source, (0, 0))[0]
         ),
     )
+
+
+def making(vm: VM, vms: VMs) -> dict[Volume, str]:
+    """Files that steps of other VMs are making now, and remove again if they fail."""
+    others = (other for other in vms.all() if other is not vm)
+    return {volume: other.name for other in others for volume in other.record.made}
 
 
 def _sizes(pools: Pools, volumes: Iterable[Volume]) -> dict[Volume, tuple[int, int]]:

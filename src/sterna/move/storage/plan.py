@@ -7,7 +7,7 @@ gathered of the files and pools (`Facts`). Nothing is copied while one of them i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sterna.model.disk import Checkpoint, Image, ImageFormat, StateFile, Volume
 from sterna.model.host import PoolFacts
@@ -167,6 +167,7 @@ class Facts:
     virtual: Mapping[str, int]  # disk -> bytes that its guest sees
     users: Mapping[Volume, str]  # files that another VM uses too -> its name
     locked: frozenset[Volume]  # images that another program has open
+    making: Mapping[Volume, str] = field(default_factory=dict)  # not whole yet -> VM it is for
     base_differs: frozenset[Volume] = frozenset()  # templates of that name with another size
 
 
@@ -258,6 +259,12 @@ def files(q: Question) -> Iterator[Check]:
                 "storage.backing-missing",
                 f"disk {item.disk} rests on {item.source}, which is not there",
                 f"Bring it back; see: sterna disk check {q.name}",
+            )
+        elif other := q.facts.making.get(item.target):
+            yield _blocker(
+                "storage.base-in-the-making",
+                f"{item.target}, on which disk {item.disk} is to rest, is just being made for {other}",
+                "Try again when that has ended: sterna op list",
             )
         elif item.target in q.facts.base_differs:
             yield _blocker(

@@ -1,0 +1,114 @@
+"""Files of VMs that others need too: refused as disks, and never removed for another's sake."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sterna.config import Config
+from sterna.errors import ImageFailed, VolumeRefused
+from sterna.host.registry import Pools
+from sterna.model.disk import Image, Volume
+from sterna.model.host import Pool
+from sterna.model.vm import Disk, Ownership, OwnershipState, VMRecord, VMSpec
+from sterna.qemu import image
+from sterna.vms.machine import VM
+from sterna.vms.mend import clear_files
+from sterna.vms.service import VMs
+
+BASE = Volume(pool="one", volume="debian.qcow2")
+TOP = Volume(pool="one", volume="web-vda.qcow2")
+touch = Path.touch
+
+
+def record(name: str, state: OwnershipState = OwnershipState.OWNED, **changes: Any) -> VMRecord:
+    spec = VMSpec(name=name, id=f"id-{name}", disks=changes.pop("disks", ()))
+    return VMRecord(spec=spec, ownership=Ownership(state=state, epoch=1), **changes)
+
+
+@pytest.fixture
+def vms(tmp_path: Path) -> VMs:
+    pools = Pools(tmp_path / "pools", host="a")
+    asyncio.run(pools.create(Pool(name="one", path=str(tmp_path / "one"))))
+    for volume in (BASE, TOP):
+        (tmp_path / "one" / volume.volume).write_text("")
+    launcher: Any = SimpleNamespace(pools=pools, firmware=lambda _spec: None)
+    config = Config(name="a", state_dir=tmp_path / "state", run_dir=tmp_path / "run")
+    return VMs(config, launcher, SimpleNamespace(active=lambda _vm: ()))  # type: ignore[arg-type]
+
+
+def known(vms: VMs, one: VMRecord) -> VM:
+    vm = vms.handle(one)
+    vms.adopt(vm)
+    return vm
+
+
+def spec_on(top: Volume, *base: Volume) -> VMSpec:
+    below = tuple(Image(volume=one.volume) for one in base)
+    return VMSpec(
+        name="new", id="new", disks=(Disk(name="vda", pool="one", volume=top.volume, base=below),)
+    )
+
+
+def test_a_kept_copy_is_no_disk_and_no_template(vms: VMs) -> None:
+    asyncio.run(vms.kept.keep("web", "id-web", [TOP], "moved", 1))
+    file = vms.kept.list()[0].files[0]
+    kept = Volume(pool="one", volume=file.now)
+    for spec in (spec_on(kept), spec_on(Volume(pool="one", volume="new.qcow2"), kept)):
+        with pytest.raises(VolumeRefused, match="kept copy"):
+            vms.require_unused(spec)
+
+
+def test_what_a_vm_that_left_is_yet_to_leave_is_no_disk(vms: VMs) -> None:
+    known(vms, record("web", OwnershipState.RELEASED, departing=(TOP,)))
+    with pytest.raises(VolumeRefused, match="left it behind"):
+        vms.require_unused(spec_on(TOP))
+
+
+def test_a_template_that_was_made_for_one_stays_while_another_rests_on_it(
+    vms: VMs, tmp_path: Path
+) -> None:
+    disk = Disk(name="vda", pool="one", volume="db.qcow2", base=(Image(volume=BASE.volume),))
+    other = known(vms, record("db", disks=(disk,)))
+    vm = known(vms, record("web", made=(BASE, TOP)))
+    asyncio.run(clear_files(vm, vms.launcher.pools, vms.kept))
+    assert vm.record.made == ()
+    assert (tmp_path / "one" / BASE.volume).exists()
+    assert not (tmp_path / "one" / TOP.volume).exists()
+    other.record = replace(other.record, spec=replace(other.record.spec, disks=()))
+    vm.record = replace(vm.record, made=(BASE,))
+    asyncio.run(clear_files(vm, vms.launcher.pools, vms.kept))
+    assert not (tmp_path / "one" / BASE.volume).exists()
+
+
+def test_a_file_that_came_meanwhile_is_not_removed_with_a_vm_that_cannot_be_made(
+    vms: VMs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    async def create(path: Path, *_rest: Any) -> None:
+        if path.name == TOP.volume:  # it appeared after it was looked for
+            raise ImageFailed(action="create", path=path, reason="") from FileExistsError()
+        touch(path)
+        made.append(path.name)
+
+    monkeypatch.setattr(image, "create", create)
+    disks = tuple(
+        Disk(name=name, pool="one", volume=volume, size=1 << 20)
+        for name, volume in (("vda", "new.qcow2"), ("vdb", TOP.volume))
+    )
+
+    async def creating() -> None:
+        async with vms._new_files(VMSpec(name="new", disks=disks)):
+            pass
+
+    with pytest.raises(ImageFailed):
+        asyncio.run(creating())
+    assert made == ["new.qcow2"]
+    assert not (tmp_path / "one" / "new.qcow2").exists()
+    assert (tmp_path / "one" / TOP.volume).exists()
