@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 from sterna.errors.carrier import *
-from sterna.errors.carrier import *
 from sterna.errors.checkpoint import *
 from sterna.errors.family import *
 from sterna.errors.family import SternaError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sterna.errors.family import Corrupt
+from sterna.errors.family import Corrupt, Failed
 
 
 class BadBlock(Corrupt):
@@ -11,3 +11,17 @@ class BadBlock(Corrupt):
     code = "carrier.bad-block"
     text = "what arrived over the link is not a block of memory pages: {reason}"
     hint = "Run the same version of sternad on both hosts"
+
+
+class LinkClosed(Failed):
+    """No stream of this link will carry anything more."""
+
+    code = "carrier.link-closed"
+    text = "the link to the other host is closed: {reason}"
+
+
+class StreamReset(Failed):
+    """One end broke a stream off; the link and its other streams go on."""
+
+    code = "carrier.stream-reset"
+    text = "the stream {service} was broken off: {reason}"
