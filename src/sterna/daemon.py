@@ -58,6 +58,7 @@ class Daemon:
         self.config = settings
         self.launcher = launcher
         self.runner = launcher.runner
+        self.idleness = inventory.Idleness()
         self.qemu = qemu
         self.vms = VMs(settings, launcher, self.runner)
         self.peers = Peers(settings)
@@ -105,6 +106,7 @@ class Daemon:
             pools=tuple(pools),
             migration_address=self.config.migration_address,
             vms=sum(vm.is_here for vm in self.vms.all()),
+            cpus_idle=self.idleness.cpus,
             problems=tuple(problems),
         )
 
@@ -116,6 +118,7 @@ class Daemon:
         await recovery.run()
         await self.ports.clear()
         self.runner.background(self.seeds.sweep(), "make disks whole that a move had frozen")
+        self.runner.background(self.idleness.watch(), "watch how busy the processors are")
         self.runner.background(self.doubts.tell(), "tell hosts that were fenced")
         self.runner.background(self.vms.kept.janitor(), "delete kept copies that have expired")
         self.runner.background(self.inspections.note(), "note what frozen images look like")

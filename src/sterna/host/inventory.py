@@ -1,15 +1,19 @@
 """What this machine has: processors and memory, read from the kernel each time it is asked.
 
-Never caches, never guesses: MemAvailable is the kernel's own estimate of what new work may take.
+Never guesses: MemAvailable is the kernel's own estimate of what new work may take. Caches nothing
+but the processors' times of a moment ago, to tell what they did since.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 _MEMINFO = Path("/proc/meminfo")
+_STAT = Path("/proc/stat")
+PERIOD_S = 1.0  # over which processors are watched
 
 
 class Memory(NamedTuple):
@@ -37,3 +41,38 @@ def parse_meminfo(text: str) -> Memory:
 def cpus() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+class Times(NamedTuple):
+    """Of all processors together, in ticks of the kernel."""
+
+    idle: int
+    total: int
+
+
+class Idleness:
+    """How many processors have had nothing to do lately. `watch` in a task."""
+
+    def __init__(self) -> None:
+        self.cpus: float | None = None
+
+    async def watch(self) -> None:
+        """Look every PERIOD_S, until cancelled."""
+        before = _times()
+        while True:
+            await asyncio.sleep(PERIOD_S)
+            now = _times()
+            if now.total > before.total:
+                share = (now.idle - before.idle) / (now.total - before.total)
+                self.cpus = round(max(0.0, share) * cpus(), 2)
+            before = now
+
+
+def _times() -> Times:
+    return cpu_times(_STAT.read_text())
+
+
+def cpu_times(text: str) -> Times:
+    """`/proc/stat` (proc(5)). Waiting for disks counts as idle."""
+    numbers = [int(word) for word in text.splitlines()[0].split()[1:9]]
+    return Times(numbers[3] + numbers[4], sum(numbers))

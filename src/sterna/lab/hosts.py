@@ -30,6 +30,7 @@ PORT = 7443
 SHARED_POOL = "shared"
 LOCAL_POOL = "local"
 SWITCH = "lan"
+GRACE_S = 15  # that a link may be down: less than by default, for faster tests
 _READY_S = 30.0  # imports take 1 s of CPU; a loaded machine of 2 cores starts several at once
 _STOP_S = 20.0
 _POLL_S = 0.05
@@ -188,7 +189,7 @@ class Host:
                 "token_file": str(lab.folder / "token"),
             },
             "listen": {"address": self.address, "port": PORT},
-            "migration": {"address": self.migration_address, **migration},
+            "migration": {"address": self.migration_address, "grace": GRACE_S, **migration},
             "qemu": {"accel": lab.accel, "probe_kernel": lab.probe_kernel},
         }
         for index, peer in enumerate(lab.hosts):

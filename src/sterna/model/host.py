@@ -84,4 +84,5 @@ class HostFacts:
     pools: tuple[PoolFacts, ...]
     migration_address: str  # where moves are received
     vms: int
+    cpus_idle: float | None = None  # of `cpus`, over the last second; None: not known yet
     problems: tuple[str, ...] = ()  # records set aside and the like: what an administrator must see

@@ -51,6 +51,15 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """Where a source may send what it likes for a moment, to see how fast the link is."""
+
+    address: str = ""
+    port: int = 0  # 0: not now
+    token: str = field(default="", repr=False)  # hexadecimal, sent first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CarrierOffer:
     """The carrier that the source will use. `certificate`: of its relay, PEM, made for this move."""
 

@@ -110,8 +110,8 @@ class Carriage(abc.ABC):
         """Whether the network is away and waited for: then nothing that stands still has stalled."""
         return False
 
-    async def limit(self, bytes_s: int | None) -> None:
-        """Use no more than that from now on; None: no limit. Only QEMU's own limits otherwise."""
+    async def limit(self, bytes_s: int | None) -> None:  # noqa: B027 - QEMU may keep it
+        """Use no more than that from now on; None: no limit."""
 
     @property
     def limits_itself(self) -> bool:
@@ -122,7 +122,7 @@ class Carriage(abc.ABC):
         """What progress tells of it now, by the names of `MemoryProgress`."""
         return {}
 
-    async def run(self) -> None:
+    async def run(self) -> None:  # noqa: B027 - QEMU notices by itself
         """Until cancelled. Raises when the path has failed."""
 
     @abc.abstractmethod

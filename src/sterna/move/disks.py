@@ -86,7 +86,7 @@ class _Pace:
 class Mirrors:
     """All mirrors of one move. `run` in a task; `synced` is set once all are; then `drain` and `close`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what, how, and whom to ask meanwhile
         self,
         blocks: Blocks,
         plans: Sequence[Mirroring],

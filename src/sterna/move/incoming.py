@@ -26,12 +26,13 @@ from sterna.errors import (
 from sterna.host.parts import Parts
 from sterna.model.host import HostFacts
 from sterna.model.move import Check, Severity
-from sterna.model.reservation import Reservation, ReservationStatus
+from sterna.model.reservation import Probe, Reservation, ReservationStatus
 from sterna.model.vm import OwnershipState
 from sterna.move import protocol
 from sterna.move.arriving import ArrivingFiles
 from sterna.move.berth import Berth
 from sterna.move.landing import Landing
+from sterna.move.probe import Probes
 from sterna.move.writeback import write_back
 from sterna.operations.runner import Job
 from sterna.vms.machine import VM
@@ -82,6 +83,7 @@ class Incoming:
         self.parts = Parts(vms.launcher.pools, host=vms.config.name)
         self._berth = Berth(vms, self.parts)
         self._gather = gather
+        self._probes = Probes(vms.config.migration_address)
         self.on_arrival: Callable[[VM], None] = lambda _: None  # when a VM is ours and runs
         self._admission = asyncio.Lock()
         self._arrivals: dict[str, Arrival] = {}
@@ -99,6 +101,14 @@ class Incoming:
             for arrival in self._arrivals.values()
             if not arrival.decided.is_set() and arrival.reservation.live
         )
+
+    async def probe(self) -> Probe:
+        """Await a source that wants to know how fast the link is."""
+        probe, work = await self._probes.open()
+        if probe is None or work is None:
+            return Probe()
+        self._vms.runner.background(work, "swallow what measures the link")
+        return probe
 
     # ---- reserve ---------------------------------------------------------------------------
 

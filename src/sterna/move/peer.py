@@ -16,7 +16,7 @@ from sterna.errors import HostUnknown, HostUnreachable, SternaError, from_proble
 from sterna.model import edge
 from sterna.model.host import HostFacts
 from sterna.model.move import Check
-from sterna.model.reservation import FileCheck, Reservation, ReservationStatus, Take
+from sterna.model.reservation import FileCheck, Probe, Reservation, ReservationStatus, Take
 from sterna.model.vm import OwnershipState
 from sterna.security import identity
 from sterna.units import KIB
@@ -55,6 +55,11 @@ class Peer:
         """What would make it refuse that reservation now; nothing is reserved."""
         answer = await self._ask("POST", "/v1/peer/checks", edge.dump(question))
         return edge.parse(tuple[Check, ...], answer, f"answer of {self.name}")
+
+    async def probe(self) -> Probe:
+        """Ask it where to send to, to see how fast the link is."""
+        answer = await self._ask("POST", "/v1/peer/probes")
+        return edge.parse(Probe, answer, f"answer of {self.name}")
 
     async def reserve(self, reservation: Reservation) -> ReservationStatus:
         """Ask it to make ready for the VM."""

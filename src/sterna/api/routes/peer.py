@@ -21,6 +21,12 @@ async def check(request: Request, body: Annotated[dict[str, Any], Body()]) -> li
     return [dict(edge.dump(one)) for one in found]
 
 
+@router.post("/probes", status_code=201)
+async def probe(request: Request) -> dict[str, Any]:
+    """Where a source may send for a moment, to see how fast the link is."""
+    return dict(edge.dump(await request.app.state.services.incoming.probe()))
+
+
 @router.post("/reservations", status_code=201)
 async def reserve(request: Request, body: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
     """Make ready for a VM of another host: its name, its room, its record."""

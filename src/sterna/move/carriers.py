@@ -1,0 +1,144 @@
+"""Which carrier a move takes: forecasts from what was measured, and the better one. Pure.
+
+`direct` costs little work and sends every page in full. `compression` costs both hosts work for each
+page, whatever the link, and sends little. So a slow link wants the one and a fast link the other;
+a guest that writes much moves the border, because it must be outrun.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sterna.model.move import Carrier
+from sterna.model.reservation import CarrierKind
+from sterna.units import format_duration, format_rate
+
+# Guest memory that one processor can take through each carrier, in bytes/s; measured between two
+# QEMUs on one machine (bench/carriers.py). QEMU's own thread and each relay need one such.
+DIRECT_BYTES_S = 900e6
+RELAY_BYTES_S = 330e6
+PUMP_BYTES_S = 450e6  # of disks, through the relays
+# Of what a page takes on the wire, as long as its content is not known: between text and noise.
+FIRST_SHARE = 0.55
+AGAIN_SHARE = 0.08  # of a page that was sent before: the difference
+RELAY_START_S = 0.4  # two processes
+MARGIN = 0.9  # a carrier that does more must gain at least so much
+NEVER_S = 3600.0  # stands for rounds that do not end
+FEW_CPUS = 0.3  # idle: a carrier that needs work only gets this much, in competition with guests
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What is known before a move begins. Rates in bytes/s, sizes in bytes; None: not known."""
+
+    link: float | None  # that TCP carries now
+    used: int  # of guest memory
+    disks: int = 0  # that travel, allocated
+    dirty: float = 0.0  # memory that the guest changes
+    idle_here: float | None = None  # processors
+    idle_there: float | None = None
+    limit: int | None = None  # that the user or the host set for the wire
+    max_pause_s: float = 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What is expected of a carrier."""
+
+    kind: CarrierKind
+    total_s: float
+    pause_ms: float
+    wire: int  # bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The carrier, why it was chosen in a sentence, and what is expected of each."""
+
+    kind: CarrierKind
+    reason: str
+    forecasts: tuple[Forecast, ...] = ()
+
+    @property
+    def forecast(self) -> Forecast | None:
+        """Of the carrier that was chosen."""
+        return next((one for one in self.forecasts if one.kind == self.kind), None)
+
+
+def choose(wished: Carrier, measured: Measured) -> Choice:
+    """The carrier for a running VM."""
+    if measured.link is None:
+        if wished != "auto":
+            return Choice(kind=wished, reason="it was asked for")
+        return Choice(
+            kind="direct", reason="the link could not be measured, and this needs the least"
+        )
+    forecasts = direct, relayed = _direct(measured), _relayed(measured)
+    if wished != "auto":
+        return Choice(kind=wished, reason="it was asked for", forecasts=forecasts)
+    best, other = (
+        (relayed, direct) if relayed.total_s < direct.total_s * MARGIN else (direct, relayed)
+    )
+    return Choice(kind=best.kind, reason=_reason(measured, best, other), forecasts=forecasts)
+
+
+def _reason(measured: Measured, best: Forecast, other: Forecast) -> str:
+    link = format_rate(_link(measured))
+    about = f"about {_seconds(best)} where {other.kind} would take {_seconds(other)}"
+    if best.kind == "compression":
+        return f"the link carries {link}, less than compression can fill with memory: {about}"
+    return f"the link carries {link}, so compression would gain nothing: {about}"
+
+
+def _seconds(one: Forecast) -> str:
+    return "for ever" if one.total_s >= NEVER_S else format_duration(one.total_s)
+
+
+def _link(measured: Measured) -> float:
+    link = measured.link or 1.0
+    return min(link, measured.limit) if measured.limit else link
+
+
+def _work(idle: float | None) -> float:
+    """The share of one processor that a thread of the carrier gets."""
+    return 1.0 if idle is None else min(1.0, max(FEW_CPUS, idle))
+
+
+def _direct(measured: Measured) -> Forecast:
+    share = min(_work(measured.idle_here), _work(measured.idle_there))
+    rate = min(_link(measured), DIRECT_BYTES_S * share)
+    seconds, sent, pause = _rounds(measured, rate, rate)
+    return Forecast(
+        kind="direct",
+        total_s=min(NEVER_S, seconds + measured.disks / rate),
+        pause_ms=pause,
+        wire=round(sent + measured.disks),
+    )
+
+
+def _relayed(measured: Measured) -> Forecast:
+    share, link = min(_work(measured.idle_here), _work(measured.idle_there)), _link(measured)
+    first = min(link / FIRST_SHARE, RELAY_BYTES_S * share)
+    again = min(link / AGAIN_SHARE, RELAY_BYTES_S * share)
+    seconds, sent, pause = _rounds(measured, first, again)
+    disks = measured.disks / min(link, PUMP_BYTES_S * share)
+    wire = measured.used * FIRST_SHARE + max(0.0, sent - measured.used) * AGAIN_SHARE
+    return Forecast(
+        kind="compression",
+        total_s=min(NEVER_S, RELAY_START_S + seconds + disks),
+        pause_ms=pause,
+        wire=round(wire + measured.disks),
+    )
+
+
+def _rounds(measured: Measured, first: float, again: float) -> tuple[float, float, float]:
+    """Seconds, bytes of guest memory and ms of pause, of rounds at these rates."""
+    seconds, sent = measured.used / first, float(measured.used)
+    rest = min(measured.used, measured.dirty * seconds)
+    allowed = again * measured.max_pause_s
+    if rest > allowed and measured.dirty >= again:
+        return NEVER_S, NEVER_S * again, measured.used / again * 1000
+    while rest > allowed:
+        seconds, sent = seconds + rest / again, sent + rest
+        rest = min(measured.used, measured.dirty * rest / again)
+    return seconds + rest / again, sent + rest, rest / again * 1000
