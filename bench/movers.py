@@ -102,7 +102,7 @@ class Sterna:
         client = self.host.client
         operation = client.post(f"/v1/vms/{VM}/moves", wishes)
         is_late = False
-        while operation["state"] in ("queued", "running"):
+        while operation["state"] in ("queued", "running", "cancelling"):
             left = began + deadline_s - time.monotonic()
             if left <= 0 and not is_late:
                 is_late = True

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import subprocess
+from pathlib import Path
 
 from sterna.lab.hosts import Host
 
-_RX, _TX = 0, 8  # columns of /proc/net/dev (proc(5)): bytes received, bytes sent
+_RECEIVED, _SENT = 0, 8  # columns of /proc/net/dev (proc(5)), bytes
 
 
 def on_migration(host: Host) -> int:
     """Bytes that this host has sent and received so far on all its migration networks."""
-    return sum(by_card(host).values())
+    return sum(sum(both) for both in _cards(host).values())
 
 
-def by_card(host: Host) -> dict[str, int]:
-    """The same, for each card."""
-    done = subprocess.run(
-        host.command(["cat", "/proc/net/dev"]), capture_output=True, text=True, check=True
-    )
+def sent_by_card(host: Host) -> dict[str, int]:
+    """Bytes that it has sent, for each card."""
+    return {card: sent for card, (_, sent) in _cards(host).items()}
+
+
+def _cards(host: Host) -> dict[str, tuple[int, int]]:
+    process = host.process
+    assert process is not None, f"sternad on {host.name} has ended"
     counted = {}
-    for line in done.stdout.splitlines():
+    for line in Path(f"/proc/{process.pid}/net/dev").read_text().splitlines():
         card, colon, numbers = line.partition(":")
         if colon and card.strip().startswith("mig"):
             columns = numbers.split()
-            counted[card.strip()] = int(columns[_RX]) + int(columns[_TX])
+            counted[card.strip()] = (int(columns[_RECEIVED]), int(columns[_SENT]))
     return counted
