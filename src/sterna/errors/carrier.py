@@ -1,16 +1,8 @@
-"""The carriers: what takes a VM's memory and disks from one host to another."""
+"""What carries a move between two hosts."""
 
 from __future__ import annotations
 
 from sterna.errors.family import Corrupt, Failed
-
-
-class BadBlock(Corrupt):
-    """What arrived is no block of pages: the peer is broken or hostile."""
-
-    code = "carrier.bad-block"
-    text = "what arrived over the link is not a block of memory pages: {reason}"
-    hint = "Run the same version of sternad on both hosts"
 
 
 class LinkClosed(Failed):
@@ -25,3 +17,11 @@ class StreamReset(Failed):
 
     code = "carrier.stream-reset"
     text = "the stream {service} was broken off: {reason}"
+
+
+class BadBlock(Corrupt):
+    """What arrived is no block of pages: the peer is broken or hostile."""
+
+    code = "carrier.bad-block"
+    text = "what arrived over the link is not a block of memory pages: {reason}"
+    hint = "Run the same version of sternad on both hosts"
