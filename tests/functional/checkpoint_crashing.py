@@ -1,5 +1,5 @@
 """`sternad` that ends itself, as kill -9 would, at one line of a step with checkpoints or a saved
-state: `checkpoint_crashing.py POINT …`.
+state, or of an export: `checkpoint_crashing.py POINT …`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sterna import daemon
+from sterna.port.export import Writing
 from sterna.qemu.blocks import Blocks
 from sterna.qemu.commands import Monitor
 from sterna.vms.machine import VM
@@ -46,6 +47,7 @@ POINTS: dict[str, tuple[type, str, bool, When]] = {
     "restore-loading": (Monitor, "migrate_incoming", False, always),
     "restore-loaded": (VM, "write", True, writes(saved=False)),
     "restore-recorded": (VM, "write", False, writes(saved=False)),
+    "export-copying": (Writing, "run", True, always),
 }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from points import dies_at
 
 from moving import Load, Traveller, traveller, wait_until
 from sterna.errors import Conflict, ExportRefused, ImportRefused, NotAnExport, NotFound
@@ -171,6 +172,30 @@ def test_a_vm_is_exported_while_it_runs_and_comes_back_with_its_identity_or_besi
         assert client.post("/v1/disk-check", {"vms": ["tern"]})["outcome"] == "well"
 
 
+def test_a_daemon_that_dies_in_a_live_export_leaves_neither_folder_nor_checkpoint(
+    lab, shelf, monkeypatch
+):
+    host = shelf.host
+    with traveller(lab, LOAD) as guest:
+        guest.ask(host, "status")
+        point, body = "export-copying", {"folder": str(shelf.folder / "live")}
+        ended = dies_at(host, monkeypatch, point, "/v1/vms/tern/exports", **body)
+        assert ended["error"]["code"] == "export.failed", ended
+
+        def is_merged() -> bool:
+            return shelf.pool() == {"tern-vda.qcow2", "tern-vdb.raw"}
+
+        wait_until(is_merged, "the checkpoint of the export is merged")
+        assert host.client.get("/v1/vms/tern/checkpoints") == []
+        assert list(shelf.folder.iterdir()) == []
+        wait_until(
+            lambda: not list((host.folder / "state" / "ports").iterdir()), "nothing is noted"
+        )
+        assert shelf.export("live/")["state"] == "succeeded"
+        guest.must_run_once_on(host)
+        must_have_every_block(guest, host)
+
+
 def test_what_an_import_lacks_is_known_before_it_changes_anything(shelf):
     host, client = shelf.host, shelf.host.client
     disk = {"name": "vda", "pool": LOCAL_POOL, "size": "8MiB"}
@@ -213,6 +238,10 @@ def test_what_an_import_lacks_is_known_before_it_changes_anything(shelf):
     assert shelf.refused(changed(machine="pc-q35-99.0")) == ["import.machine"]
     boot = {"kernel": "/none/vmlinuz"}
     assert shelf.refused(changed(boot=boot)) == ["import.boot-missing"]
+    for identity in ("../../../../outside", "a/b"):
+        with pytest.raises(NotAnExport):
+            shelf.import_(changed(id=identity))
+    assert shelf.refused("one", pools={"gone": LOCAL_POOL})[0] == "import.pool-unknown"
     with pytest.raises(NotAnExport):
         shelf.import_(changed(disks=[disk | {"volume": "another.qcow2"}]))
     assert shelf.pool() == set()

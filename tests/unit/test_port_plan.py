@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from sterna.errors import BadSpec
+from sterna.errors import BadSpec, VolumeExists
 from sterna.model.disk import Checkpoint, Image, StateFile, Volume
 from sterna.model.edge import dump, parse
 from sterna.model.host import Pool, PoolFacts
-from sterna.model.port import ExportedFile, ImportWishes, Manifest
-from sterna.model.vm import NIC, Disk, VMSpec
+from sterna.model.port import ExportedFile, ExportWishes, ImportWishes, Manifest
+from sterna.model.vm import NIC, Disk, Firmware, VMSpec
 from sterna.port import export
+from sterna.port.arrive import Arriving
 from sterna.port.checks import Facts, Question, check, consistent
 from sterna.port.plan import plan, record_of
 from sterna.qemu.image import ImageInfo
@@ -157,3 +161,67 @@ def test_a_vm_as_it_was_at_a_checkpoint_has_those_before_it_and_its_memory_as_sa
     later = export.as_it_was(record, TWO)
     assert (later.checkpoints, later.at, later.saved) == ((ONE,), "0a", None)
     assert export.without_memory(later).checkpoints[0].memory is None
+
+
+def test_a_manifest_that_would_mislead_is_none():
+    twin = replace(TWO, id=ONE.id, parent="")
+    assert "same name or id" in consistent(replace(MANIFEST, checkpoints=(ONE, twin), at=ONE.id))
+    strange = replace(TWO, images={"vdz": Image(volume="web-vda.0a.qcow2")})
+    assert "vdz" in consistent(replace(MANIFEST, checkpoints=(ONE, strange)))
+    assert "variables" in consistent(replace(MANIFEST, nvram="not base64"))
+    spec = dump(MANIFEST.spec)
+    for identity in ("../../../etc/x", "a/b", ".", "a.b", "x\n"):
+        with pytest.raises(BadSpec):
+            parse(VMSpec, spec | {"id": identity}, "spec")
+    for name in ("a\0b", "a\nb", "../a", ".a"):
+        with pytest.raises(BadSpec):
+            parse(ExportedFile, {"name": name, "size": 1, "allocated": 1, "sha256": ""}, "file")
+
+
+def test_a_slash_at_the_end_of_a_folder_means_nothing():
+    assert ExportWishes(folder="/backup//web/").folder == "/backup/web"
+    assert ImportWishes(folder="/backup/web/.").folder == "/backup/web"
+    for folder in ("backup", "", "/a\0b"):
+        with pytest.raises(ValueError, match="absolute"):
+            ExportWishes(folder=folder)
+
+
+def test_what_is_translated_must_have_been_there():
+    wishes = replace(WISHES, pools={"odl": "new"}, switches={"land": "office"})
+    assert findings(wishes=wishes) == ["import.pool-unknown", "import.switch-unknown"]
+    wishes = replace(WISHES, pools={"old": "old"}, switches={"lan": "office"})
+    assert findings(wishes=wishes) == []
+
+
+def test_a_uefi_vm_without_variables_is_warned_of():
+    manifest = replace(MANIFEST, spec=replace(MANIFEST.spec, firmware=Firmware.UEFI))
+    assert findings(manifest) == ["import.no-variables"]
+    assert findings(replace(manifest, nvram="AAAA")) == []
+
+
+def test_a_file_that_came_meanwhile_is_named_as_anothers(tmp_path):
+    disks = tmp_path / "disks"
+    disks.mkdir()
+    planned = plan(MANIFEST, WISHES, folder_pool="")
+    for one in planned.arrivals:
+        (disks / one.name).write_bytes(b"")
+    first = planned.arrivals[0]
+    (tmp_path / first.place.volume).write_text("mine")
+
+    class Shown:
+        add = staticmethod(lambda _length: None)
+
+        @contextlib.asynccontextmanager
+        async def shown(self, _total):
+            yield
+
+    arriving = Arriving.__new__(Arriving)
+    arriving._manifest, arriving._plan, arriving._folder = MANIFEST, planned, tmp_path
+    arriving._progress, arriving.others = Shown(), set()
+    arriving._pools = SimpleNamespace(volume_path=lambda _pool, volume: tmp_path / volume)
+    with pytest.raises(VolumeExists):
+        arriving.require_free([first.place])
+    with pytest.raises(VolumeExists):
+        asyncio.run(arriving.copy(()))
+    assert arriving.others == {first.place}
+    assert (tmp_path / first.place.volume).read_text() == "mine"

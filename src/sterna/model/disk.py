@@ -18,7 +18,7 @@ ImageFormat = Literal["qcow2", "raw"]
 
 def require_file_name(volume: str) -> None:
     """ValueError unless `volume` is a plain, visible file name."""
-    if "/" in volume or volume.startswith("."):
+    if "/" in volume or volume.startswith(".") or not volume.isprintable():
         raise ValueError(f"volume {volume!r} must be a plain file name in its pool")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Literal
 
 from sterna.model.disk import STRICT, Checkpoint, StateFile, require_file_name
@@ -12,9 +13,11 @@ MANIFEST = "sterna-vm.json"
 DISKS = "disks"  # the folder's files lie here, all of them side by side
 
 
-def _require_folder(folder: str) -> None:
-    if not folder.startswith("/"):
+def _folder(folder: str) -> str:
+    """`folder` without a slash at its end. ValueError unless it is an absolute path."""
+    if not folder.startswith("/") or "\0" in folder:
         raise ValueError(f"folder {folder!r} must be an absolute path of the host")
+    return str(PurePosixPath(folder))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +65,7 @@ class ExportWishes:
     memory: bool = True  # saved state and memory of checkpoints too
 
     def __post_init__(self) -> None:
-        _require_folder(self.folder)
+        object.__setattr__(self, "folder", _folder(self.folder))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +84,7 @@ class ImportWishes:
     switches: dict[str, str] = field(default_factory=dict)  # there -> here
 
     def __post_init__(self) -> None:
-        _require_folder(self.folder)
+        object.__setattr__(self, "folder", _folder(self.folder))
         if self.name:
             require_name(self.name, "a VM")
         if self.pool:

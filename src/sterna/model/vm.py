@@ -26,6 +26,7 @@ from sterna.units import parse_size
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 DEVICE_NAME = re.compile(r"[a-z][a-z0-9]{0,14}")
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # a part of file names
 MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 MAX_VCPUS = 1024
 
@@ -132,6 +133,8 @@ class VMSpec:
 
     def __post_init__(self) -> None:
         require_name(self.name, "a VM")
+        if self.id and not ID.fullmatch(self.id):
+            raise ValueError(f"id {self.id!r} is no UUID")
         if not 1 <= self.vcpus <= MAX_VCPUS:
             raise ValueError(f"vcpus is {self.vcpus}; it must be between 1 and {MAX_VCPUS}")
         if self.memory < 16 << 20 or self.memory % (1 << 20):

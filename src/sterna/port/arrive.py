@@ -10,16 +10,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from sterna import clock
-from sterna.errors import FileCopyFailed, SternaError, VMExists
+from sterna.errors import FileCopyFailed, SternaError, VMExists, VolumeExists
 from sterna.host.store import replace_file
+from sterna.model.disk import Volume
 from sterna.model.host import Pool
 from sterna.model.port import DISKS, MANIFEST, ImportWishes, Manifest
-from sterna.model.vm import Firmware, VMRecord
+from sterna.model.vm import VMRecord
 from sterna.move.undo import Undo
 from sterna.operations.runner import Job
 from sterna.port.copying import carry, sha256
@@ -28,6 +30,7 @@ from sterna.port.facts import REGISTERED
 from sterna.port.plan import Arrival, Plan
 from sterna.port.progress import Progress
 from sterna.qemu import image
+from sterna.qemu.argv import FirmwareFiles
 from sterna.vms.machine import VM
 from sterna.vms.service import VMs
 
@@ -58,6 +61,7 @@ class Arriving:
         self._tombstone = vms.by_id(plan.record.spec.id)
         self.record = _above(plan.record, self._tombstone, self._folder, manifest)
         self.vm = vms.handle(self.record)
+        self.others: set[Volume] = set()  # files that came meanwhile: no undo removes them
 
     def hold(self, undo: Undo) -> None:
         """Nobody else takes the name or the id from here on. Raises VMExists."""
@@ -88,15 +92,31 @@ class Arriving:
         with contextlib.suppress(SternaError):
             await self._pools.delete(name, lambda _name: ())
 
+    def require_free(self, coming: Sequence[Volume]) -> None:
+        """Nobody has put a file there while contents were read. Raises VolumeExists; blocks."""
+        for place in coming:
+            path = self._pools.volume_path(place.pool, place.volume)
+            if os.path.lexists(path):
+                raise _exists(path, place)
+
     async def copy(self, present: Sequence[Arrival]) -> None:
-        """All files but the templates in `present`. Raises FileCopyFailed, ImageFailed."""
+        """All files but the templates in `present`.
+
+        Raises FileCopyFailed, ImageFailed; VolumeExists, with the file among `others`.
+        """
         known = {one.name: one for one in self._manifest.files}
         coming = [one for one in self._plan.arrivals if one not in present]
         async with self._progress.shown(sum(known[one.name].size for one in coming)):
             for one in coming:
                 source = self._folder / DISKS / one.name
                 target = self._pools.volume_path(one.place.pool, one.place.volume)
-                found = await carry(source, target, self._progress.add)
+                try:
+                    found = await carry(source, target, self._progress.add)
+                except FileCopyFailed as error:
+                    if isinstance(error.__cause__, FileExistsError):
+                        self.others.add(one.place)
+                        raise _exists(target, one.place) from error
+                    raise
                 if found != known[one.name].sha256:
                     raise FileCopyFailed(
                         source=source, target=target, reason="it was changed since it was checked"
@@ -111,11 +131,10 @@ class Arriving:
     async def define(self, undo: Undo) -> VM:
         """The record: from here on the VM is this host's."""
         record = self.record
-        if self._manifest.nvram and record.spec.firmware is Firmware.UEFI:
-            path = self._vms.launcher.nvram(record.spec.id)
+        if (firmware := self._vms.launcher.firmware(record.spec)) is not None:
+            path = firmware.variables
             undo.push("remove its UEFI variables", lambda: asyncio.to_thread(path.unlink, True))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            await asyncio.to_thread(replace_file, path, base64.b64decode(self._manifest.nvram))
+            await asyncio.to_thread(_variables, self._manifest, firmware)
         self._vms.launcher.check_files(record)
         await self._vms.store.write(record.spec.id, record)
         undo.dismiss()
@@ -129,6 +148,16 @@ class Arriving:
                 await asyncio.to_thread(path.rename, self._folder / REGISTERED)
             except OSError as error:
                 self._job.warn(f"{MANIFEST} in {self._folder} could not be renamed: {error}")
+
+
+def _variables(manifest: Manifest, firmware: FirmwareFiles) -> None:
+    firmware.variables.parent.mkdir(parents=True, exist_ok=True)
+    exported = base64.b64decode(manifest.nvram)
+    replace_file(firmware.variables, exported or firmware.template.read_bytes())
+
+
+def _exists(path: Path, place: Volume) -> VolumeExists:
+    return VolumeExists(path=path, pool=place.pool, volume=place.volume)
 
 
 def _above(record: VMRecord, tombstone: VM | None, folder: Path, manifest: Manifest) -> VMRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,8 @@ from sterna.model.disk import Volume
 from sterna.model.host import PoolFacts
 from sterna.model.move import Check, Severity
 from sterna.model.port import ImportWishes, Manifest
-from sterna.model.vm import VMRecord
+from sterna.model.vm import Firmware, VMRecord
+from sterna.port.export import places
 from sterna.port.plan import Plan, record_of
 from sterna.qemu.image import ImageInfo
 from sterna.units import format_size
@@ -67,22 +69,53 @@ def _warning(identity: str, finding: str, fix: str = "") -> Check:
 
 def consistent(manifest: Manifest) -> str:
     """Why the manifest contradicts itself; empty: it does not."""
-    record = record_of(manifest)
-    if is_endless(record):
+    if is_endless(record_of(manifest)):
         return "its checkpoints lead back to themselves"
+    return next(_contradictions(manifest), "") or next(_unlisted(manifest), "")
+
+
+def _contradictions(manifest: Manifest) -> Iterator[str]:
+    if not manifest.spec.id or not manifest.spec.machine:
+        yield "its VM has no identity"
+    points = [name for one in manifest.checkpoints for name in {one.id, one.name}]
+    if len(set(points)) != len(points):
+        yield "two of its checkpoints have the same name or id"
+    disks = {disk.name for disk in manifest.spec.disks}
+    if strange := {name for one in manifest.checkpoints for name in one.images} - disks:
+        yield f"its checkpoints have images of {', '.join(sorted(strange))}, which its VM lacks"
+    try:
+        base64.b64decode(manifest.nvram, validate=True)
+    except ValueError:
+        yield "its UEFI variables cannot be read"
+
+
+def _unlisted(manifest: Manifest) -> Iterator[str]:
+    """Files that its VM needs, and that it does not list once."""
+    record = record_of(manifest)
     names = [one.name for one in manifest.files]
     if len(set(names)) != len(names):
-        return "it lists a file twice"
+        yield "it lists a file twice"
     for disk in manifest.spec.disks:
         for link in links(record, disk):
             if link.image.volume not in names:
-                return f"it does not list {link.image.volume}, which disk {disk.name} needs"
+                yield f"it does not list {link.image.volume}, which disk {disk.name} needs"
     for state in (record.saved, *(one.memory for one in record.checkpoints)):
         if state is not None and state.volume not in names:
-            return f"it does not list {state.volume}"
-    if not manifest.spec.id or not manifest.spec.machine:
-        return "its VM has no identity"
-    return ""
+            yield f"it does not list {state.volume}"
+
+
+def names(q: Question) -> Iterator[Check]:
+    """What is to be translated is there: a slip of the pen would leave it where it was."""
+    pools = {place.pool for place, _ in places(record_of(q.manifest))}
+    switches = {nic.switch for nic in q.manifest.spec.nics}
+    for what, given, known in (
+        ("pool", q.wishes.pools, pools),
+        ("switch", q.wishes.switches, switches),
+    ):
+        for name in given.keys() - known:
+            there = ", ".join(sorted(known)) or "none"
+            finding = f"nothing of {q.name} was in a {what} called {name}; there were: {there}"
+            yield _blocker(f"import.{what}-unknown", finding, f"Write --{what} THERE=HERE")
 
 
 def files(q: Question) -> Iterator[Check]:
@@ -182,6 +215,9 @@ def host(q: Question) -> Iterator[Check]:
         )
     if facts.firmware:
         yield _blocker("import.firmware", facts.firmware, "Install it: apt-get install ovmf")
+    elif spec.firmware is Firmware.UEFI and not q.manifest.nvram:
+        finding = f"the UEFI variables of {q.name} were not exported: it boots with new ones"
+        yield _warning("import.no-variables", finding, "Set its boot entries again if it needs any")
     for nic, (problem, fix) in facts.switches.items():
         yield _blocker("import.switch", f"{nic}: {problem}", f"Name another with --switch; {fix}")
     for path in facts.boot_missing:
@@ -230,7 +266,7 @@ def identity(q: Question) -> Iterator[Check]:
         )
 
 
-CHECKS = (files, images, identity, pools, host)
+CHECKS = (names, files, images, identity, pools, host)
 
 
 def check(question: Question) -> list[Check]:

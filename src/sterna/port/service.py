@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Collection, Mapping, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from sterna.errors import (
     SternaError,
 )
 from sterna.host.store import Store
-from sterna.model.disk import Checkpoint
+from sterna.model.disk import Checkpoint, Volume
 from sterna.model.edge import dump
 from sterna.model.move import Check, Phase, Severity
 from sterna.model.operation import Operation
@@ -52,6 +52,7 @@ from sterna.vms.volumes import uses
 JSON = dict[str, Any]
 Work = Callable[[Job], Any]
 RETRY = "It may be tried again at any time"
+BUSY_S = 0.5  # between looks at a VM that something else is done with
 log = logging.getLogger(__name__)
 
 
@@ -96,6 +97,8 @@ class Ports:
         undo = Undo(job)
         try:
             async with undo:
+                if point is not None:  # as it is now that nobody else can change it
+                    point = tree.find(vm.record, point.id)
                 report = await self._write(vm, job, wishes, point, undo)
         except BaseException as thrown:
             raise _told(
@@ -249,6 +252,8 @@ class Ports:
                 step.say(f"{_count(manifest.files)}, as exported")
             present = [one for one in planned.arrivals if one.place in question.facts.templates]
             coming = [one.place for one in planned.arrivals if one not in present]
+            if not wishes.register:
+                await asyncio.to_thread(arriving.require_free, coming)
             left = Unfinished(
                 id=job.id,
                 vm=question.name,
@@ -263,7 +268,7 @@ class Ports:
                 await arriving.make_pool(undo)
             else:
                 job.phase = Phase.DISKS
-                undo.push("remove its files", lambda: self._remove(left))
+                undo.push("remove its files", lambda: self._remove(left, arriving.others))
                 async with job.step("disks") as step:
                     await arriving.copy(present)
                     step.say(f"{_count(coming)} copied")
@@ -281,11 +286,11 @@ class Ports:
             "files": len(planned.arrivals),
         }
 
-    async def _remove(self, left: Unfinished) -> None:
-        """Files of an import that nobody uses after all."""
+    async def _remove(self, left: Unfinished, others: Collection[Volume] = ()) -> None:
+        """Files of an import that nobody uses after all; not those of `others`."""
         used = uses(vm.record for vm in self._vms.all() if vm.is_here and vm.id != left.vm_id)
         for place in left.files:
-            if place not in used:
+            if place not in used and place not in others:
                 await self._vms.launcher.pools.delete_volume(place.pool, place.volume)
 
     # ---- after a restart ---------------------------------------------------------------------
@@ -319,7 +324,10 @@ class Ports:
         for left in self._unfinished.values():
             try:
                 await self._clear(left)
-                await self._store.delete(left.id)
+                if left.checkpoint:
+                    self._vms.runner.background(self._merge_late(left), "merge what an export made")
+                else:
+                    await self._store.delete(left.id)
             except (SternaError, OSError) as error:
                 log.warning(
                     "what an import or export of %s left is still there: %s", left.vm, error
@@ -329,14 +337,32 @@ class Ports:
         await asyncio.to_thread(remove_part, left.part)
         vm = self._vms.by_id(left.vm_id)
         is_here = vm is not None and vm.is_here
+        if any(one.key == left.vm_id for one in self._vms.damaged):
+            return  # its record cannot be read: whose these files are is not known
         if left.files and not is_here:
             await self._remove(left)
+        if not left.part and not is_here:
+            await asyncio.to_thread(self._vms.launcher.nvram(left.vm_id).unlink, missing_ok=True)
         if left.pool and not is_here and not self._vms.users_of_pool(left.pool):
             with contextlib.suppress(SternaError):
                 await self._vms.launcher.pools.delete(left.pool, self._vms.users_of_pool)
-        if vm is not None and is_here and left.checkpoint:
-            with contextlib.suppress(SternaError):  # it was not made, or is merged already
-                self._checkpoints.delete(vm.id, left.checkpoint, subtree=False)
+
+    async def _merge_late(self, left: Unfinished) -> None:
+        """The checkpoint of an export that was cut: deleted as soon as nothing else is done with its VM."""
+        vm = self._vms.by_id(left.vm_id)
+        try:
+            while vm is not None and vm.is_here and _is_there(vm, left.checkpoint):
+                if not vm.doing and not self._vms.runner.active(vm.id):
+                    begun = self._checkpoints.delete(vm.id, left.checkpoint, subtree=False)
+                    await self._vms.runner.wait(begun.id)
+                await asyncio.sleep(BUSY_S)
+            await self._store.delete(left.id)
+        except SternaError as error:
+            log.warning("checkpoint %s of %s stays for now: %s", left.checkpoint, left.vm, error)
+
+
+def _is_there(vm: VM, checkpoint: str) -> bool:
+    return any(one.name == checkpoint for one in tree.visible(vm.record))
 
 
 def _count(files: Sized) -> str:
