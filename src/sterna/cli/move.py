@@ -58,6 +58,12 @@ def _places(context: click.Context, parameter: click.Parameter, incomplete: str)
     help="Give up and undo if it is not done by then: 10m.",
 )
 @click.option(
+    "--on-stall",
+    type=click.Choice(["auto", "wait", "throttle", "abort"]),
+    help="If the guest changes memory as fast as it travels. Default: auto, which slows it down "
+    "before it gives up.",
+)
+@click.option(
     "--pool",
     metavar="POOL",
     help="Put disks that travel there. Default: the pool of the same name.",
@@ -119,6 +125,7 @@ def _host(where: tuple[str, ...], wished: Mapping[str, Any]) -> dict[str, Any]:
     given = {
         "max_downtime_ms": None if pause is None else round(pause * 1000),
         "deadline_s": wished["deadline"],
+        "on_stall": wished["on_stall"],
         "pool": wished["pool"],
         "disks": dict(wished["places"]) or None,
         "disk_copy": wished["disk_copy"],
@@ -129,7 +136,7 @@ def _host(where: tuple[str, ...], wished: Mapping[str, Any]) -> dict[str, Any]:
 def _storage(where: tuple[str, ...], wished: Mapping[str, Any]) -> dict[str, Any]:
     """Body of a move of disks within the host."""
     context = click.get_current_context()
-    for option in ("max_downtime", "deadline", "disk_copy"):
+    for option in ("max_downtime", "deadline", "on_stall", "disk_copy"):
         if wished[option] is not None:
             name = option.replace("_", "-")
             raise click.UsageError(f"--{name} is for moves to another host.", context)

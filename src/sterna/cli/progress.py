@@ -195,6 +195,8 @@ def sample_text(sample: Mapping[str, Any]) -> list[str]:
         parts.append(f"dirties {format_rate(dirty)}")
     if (pause := sample.get("expected_pause_ms")) is not None:
         parts.append(f"pause ~{format_duration(pause / 1000)}")
+    if throttle := sample.get("throttle"):
+        parts.append(f"slowed down {throttle} %")
     if rounds := sample.get("rounds"):
         parts.append(f"round {rounds}")
     return parts

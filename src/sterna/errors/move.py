@@ -59,6 +59,14 @@ class Stalled(Failed):
     text = "{reason}"
 
 
+class NotConverging(Stalled):
+    """The convergence policy has come to the end of its ladder."""
+
+    code = "move.not-converging"
+    text = "the guest changes its memory faster than it travels ({reason})"
+    hint = "Allow a longer pause (--max-downtime), choose another --on-stall, or move it when it does less"
+
+
 class HandoverFailed(Failed):
     """The handover ended with the VM still owned by its source."""
 

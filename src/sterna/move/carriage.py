@@ -17,7 +17,7 @@ from sterna.errors import Failed, QEMULost, QEMUUnsupported, QMPError, SternaErr
 from sterna.model.reservation import CarrierKind, CarrierOffer, ReservationStatus
 from sterna.qemu.blocks import inet, nbd_node
 from sterna.qemu.nodes import Options
-from sterna.qemu.sockets import sent_bytes
+from sterna.qemu.sockets import delivery_rate, sent_bytes
 from sterna.vms.machine import VM
 
 OUT_KEY = "move-out"  # credentials of QEMU as a move's source
@@ -110,6 +110,16 @@ class Carriage(abc.ABC):
         """Whether the network is away and waited for: then nothing that stands still has stalled."""
         return False
 
+    @property
+    def final_rate(self) -> float | None:
+        """Bytes/s of guest memory that the last copy will go at; None: as the rounds do."""
+        return None
+
+    @property
+    def in_flight(self) -> int:
+        """Bytes of guest memory that QEMU has given away, and the target's has not got yet."""
+        return 0
+
     async def limit(self, bytes_s: int | None) -> None:  # noqa: B027 - QEMU may keep it
         """Use no more than that from now on; None: no limit."""
 
@@ -135,10 +145,11 @@ class Direct(Carriage):
 
     kind: CarrierKind = "direct"
 
-    def __init__(self, vm: VM, host: str, *, is_encrypted: bool) -> None:
+    def __init__(self, vm: VM, host: str, *, is_encrypted: bool, limit: int | None = None) -> None:
         self._vm = vm
         self._host = host
         self._is_encrypted = is_encrypted
+        self._limit = limit  # bytes/s, of QEMU
         self._opened: ReservationStatus | None = None
         self._has_key = False
 
@@ -161,6 +172,13 @@ class Direct(Carriage):
         opened = self._there()
         address = f"[{opened.address}]" if ":" in opened.address else opened.address
         return f"tcp:{address}:{opened.port}"
+
+    @property
+    def final_rate(self) -> float | None:
+        """QEMU keeps its limit in the rounds only: what TCP has found the network to give."""
+        if not self._limit or self._opened is None or self._vm.process is None:
+            return None
+        return delivery_rate(self._vm.process.pid, self._opened.port) or None
 
     def disk(self, node: str, export: str) -> Options:
         opened = self._there()

@@ -117,6 +117,12 @@ class Mirrors:
         """Bytes copied so far."""
         return sum(one.seen.done for one in self._all if one.seen is not None)
 
+    @property
+    def drain_ms(self) -> float:
+        """What is left now would take so long, with the guest standing still."""
+        left = sum(one.seen.remaining for one in self._all if one.seen is not None)
+        return left / self._pace.rate * 1000 if left and self._pace.rate else 0.0
+
     async def run(self, node: Callable[[str, str], Options]) -> None:
         """Begin and watch them, until cancelled. `node` makes the target of (node, export).
 

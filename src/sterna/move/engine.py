@@ -160,7 +160,9 @@ class Move:
         self._bitmaps: offer.Bitmaps = {}  # that travel
         self._opened: ReservationStatus | None = None
         encrypted = vms.config.migration.encryption == "required"
-        self.carriage: Carriage = Direct(vm, vms.config.name, is_encrypted=encrypted)
+        self.carriage: Carriage = Direct(
+            vm, vms.config.name, is_encrypted=encrypted, limit=wishes.bandwidth
+        )
         self.report = Report(source=vms.config.name, target=peer.name, is_live=self.is_live)
 
     async def run(self) -> dict[str, Any]:
@@ -364,9 +366,23 @@ class Move:
                 self.carriage.uri,
                 self.wishes,
                 self._progress,
+                self._around(),
             )
+            self.report.converged(state)
             self.report.guest_stopped(state.stopped or clock.monotonic())
             step.say(self.report.memory_sentence())
+
+    def _around(self) -> memory.Around:
+        """What the convergence policy must know beside QEMU's figures."""
+        deadline, mirrors = self.wishes.deadline_s, self._mirrors
+        return memory.Around(
+            is_link_down=lambda: self.carriage.is_link_down,
+            final_rate=lambda: self.carriage.final_rate,
+            in_flight=lambda: self.carriage.in_flight,
+            disks_ms=lambda: mirrors.drain_ms if mirrors is not None else 0.0,
+            say=self.job.log,
+            deadline_s=None if deadline is None else deadline - self.job.elapsed,
+        )
 
     async def _abort(self) -> None:
         """Disks first: what hangs on them would not let the migration end."""

@@ -13,40 +13,58 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sterna import clock
-from sterna.errors import QMPError, QMPTimeout, Stalled, SternaError
+from sterna.errors import NotConverging, QMPError, QMPTimeout, Stalled, SternaError
 from sterna.model.move import MemoryProgress, MoveWishes, Phase
+from sterna.move import policy
+from sterna.move.policy import Action, Decision, Kind, Measured, Policy
 from sterna.qemu.commands import MigrationInfo, Monitor
 from sterna.qemu.session import Events
+from sterna.units import format_duration
 
 UNLIMITED = 16 << 30  # bytes/s; QEMU's default would be 128 MiB/s
-POLL_S = 0.1
+SAMPLE_S = 0.1
+LOOK_S = 0.02  # rounds of an idle guest may be shorter; each is no news
+POLL_S = 0.05  # for what no event tells
 STALL_S = 20.0  # no byte taken for so long: the target is frozen or the link is dead
 PING_S = 5.0  # QEMU's main loop answers within milliseconds when it is well
 FIGURES_TRIES = 20  # in all one second; seen: one in forty moves needs a second look
 CANCEL_S = 5.0  # from migrate_cancel to the end; then yank
-# The guest is stopped when the rest would take so long. It starts at half of the pause allowed,
-# because device state, ownership and the network need their share of it too, and becomes the whole
-# when two rounds have gained nothing.
-FIRST_SHARE = 0.5
-PATIENCE_ROUNDS = 2
+# QEMU may be told to throttle only if it was allowed to from the start, and looks at every other
+# round of more than a second. So it is allowed to, begins with what no guest feels, and its limit
+# is raised when the policy says so.
+_THROTTLE_READY: dict[str, object] = {
+    "cpu-throttle-initial": 1,
+    "cpu-throttle-increment": 1,
+    "max-cpu-throttle": 1,
+    "throttle-trigger-threshold": 1,
+}
+AUTO_CONVERGE = "auto-converge"
 
 ENDED = frozenset({"completed", "failed", "cancelled"})
 
 
-@dataclass(slots=True, kw_only=True)
-class Pass:
-    """What is known of a running migration; filled by events and polls."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Around:
+    """What the rest of the move knows, asked at each sample. The defaults: nothing, no disks."""
 
-    began: float = field(default_factory=clock.monotonic)
-    stopped: float | None = None  # monotonic time of the guest's stop
-    info: MigrationInfo | None = None
-    best_remaining: int | None = None
-    rounds_without_gain: int = 0
-    last_round: int = 0
-    last_transferred: int = -1
-    moved_at: float = field(default_factory=clock.monotonic)
-    is_whole_limit: bool = False
-    samples: list[tuple[float, int]] = field(default_factory=list)
+    is_link_down: Callable[[], bool] = lambda: False
+    final_rate: Callable[[], float | None] = lambda: None  # bytes/s of the last copy
+    in_flight: Callable[[], int] = lambda: 0  # bytes that QEMU gave away and the target has not
+    disks_ms: Callable[[], float] = lambda: 0.0  # that the mirrors will take of the pause
+    say: Callable[[str], None] = lambda _: None  # a line for the log of the operation
+    deadline_s: float | None = None  # from now
+    max_downtime_ms: Callable[[], int] | None = None  # that the user accepts by now
+
+
+@dataclass(slots=True)
+class Sent:
+    """What the memory phase came to. Monotonic times; ms."""
+
+    stopped: float | None = None  # when the guest was
+    forecast_ms: float | None = None  # the pause, as it was expected then
+    allowed_ms: float = 0.0
+    throttle: int = 0  # percent, the most
+    actions: list[Action] = field(default_factory=list)
 
 
 async def prepare(
@@ -56,11 +74,15 @@ async def prepare(
     bitmaps: Sequence[dict[str, object]] = (),
 ) -> None:
     """Set capabilities and limits on the source. `bitmaps`: the `block-bitmap-mapping`."""
+    throttles = policy.throttles(wishes.on_stall)
+    if AUTO_CONVERGE in capabilities:
+        capabilities = capabilities | {AUTO_CONVERGE: throttles}
     await qmp.migrate_set_capabilities(capabilities)
     await qmp.migrate_set_parameters(
         **{
             "max-bandwidth": wishes.bandwidth or UNLIMITED,
-            "downtime-limit": max(1, int(wishes.max_downtime_ms * FIRST_SHARE)),
+            "downtime-limit": policy.first_limit(wishes.max_downtime_ms),
+            **_THROTTLE_READY,
             **({"block-bitmap-mapping": list(bitmaps)} if bitmaps else {}),
         }
     )
@@ -71,80 +93,157 @@ async def precopy(
     uri: str,
     wishes: MoveWishes,
     report: Callable[[MemoryProgress], None],
-) -> Pass:
+    around: Around | None = None,
+) -> Sent:
     """Send memory to `uri` until the guest is stopped in pre-switchover.
 
-    Raises Stalled (no progress, or with QEMU's own words if the migration failed), QEMULost. The
-    caller undoes with `abort`.
+    Raises NotConverging (the policy gave up), Stalled (no progress, or with QEMU's own words if the
+    migration failed), QEMULost. The caller undoes with `abort`.
     """
-    state = Pass()
-    with qmp.session.listen("MIGRATION", "STOP") as events:
+    rounds = _Rounds(qmp, wishes, around or Around(), report)
+    with qmp.session.listen("MIGRATION", "MIGRATION_PASS", "STOP") as events:
         await qmp.migrate(uri)
         while True:
-            try:
-                event = await events.get(POLL_S)
-            except TimeoutError:
-                event = None
-            if event is not None:
-                if event["event"] == "STOP":
-                    state.stopped = clock.monotonic()
+            event = await _event(events, rounds.next_look - clock.monotonic())
+            match event:
+                case ("STOP", _):
+                    rounds.sent.stopped = clock.monotonic()
                     continue
-                status = str(event["data"]["status"])
-            else:
-                status = await _poll(qmp, state, wishes, report)
+                case ("MIGRATION", status):
+                    pass
+                case _:
+                    status = await rounds.look()
             if status == "pre-switchover":
-                state.stopped = state.stopped or clock.monotonic()
-                return state
+                rounds.sent.stopped = rounds.sent.stopped or clock.monotonic()
+                return rounds.sent
             if status in ENDED:
                 info = await qmp.query_migrate()
                 raise Stalled(reason=info.error_desc or f"QEMU says the migration is {status}")
 
 
-async def _poll(
-    qmp: Monitor, state: Pass, wishes: MoveWishes, report: Callable[[MemoryProgress], None]
-) -> str:
-    info = state.info = await qmp.query_migrate(timeout_s=PING_S)
-    now = clock.monotonic()
-    if info.transferred != state.last_transferred:
-        state.last_transferred, state.moved_at = info.transferred, now
-    elif now - state.moved_at > STALL_S:
-        raise Stalled(reason=f"the target took no data for {STALL_S:g} s")
-    report(_sample(state, info, now))
-    await _converge(qmp, state, info, wishes)
-    return info.status
+async def _event(events: Events, timeout_s: float) -> tuple[str, str]:
+    """(name, status) of the next one; empty after `timeout_s`."""
+    try:
+        event = await events.get(max(0.0, timeout_s))
+    except TimeoutError:
+        return "", ""
+    return str(event["event"]), str(event.get("data", {}).get("status", ""))
 
 
-async def _converge(qmp: Monitor, state: Pass, info: MigrationInfo, wishes: MoveWishes) -> None:
-    """After rounds without gain allow the whole pause that the user accepts."""
-    if info.rounds <= state.last_round or state.is_whole_limit:
-        return
-    state.last_round = info.rounds
-    if state.best_remaining is None or info.remaining < state.best_remaining * 0.9:
-        state.best_remaining, state.rounds_without_gain = info.remaining, 0
-        return
-    state.rounds_without_gain += 1
-    if state.rounds_without_gain >= PATIENCE_ROUNDS:
-        await qmp.migrate_set_parameters(**{"downtime-limit": wishes.max_downtime_ms})
-        state.is_whole_limit = True
+class _Rounds:
+    """Watches a running migration, asks the policy, and does what it says."""
+
+    def __init__(
+        self,
+        qmp: Monitor,
+        wishes: MoveWishes,
+        around: Around,
+        report: Callable[[MemoryProgress], None],
+    ) -> None:
+        self.sent = Sent()
+        self.next_look = 0.0  # monotonic
+        self._qmp = qmp
+        self._around = around
+        self._report = report
+        self._policy = Policy(wishes.on_stall, wishes.max_downtime_ms, deadline_s=around.deadline_s)
+        self._began = self._moved = clock.monotonic()
+        self._sampled = 0.0
+        self._transferred = -1
+        self._limit_ms = policy.first_limit(wishes.max_downtime_ms)
+        self._action = ""
+
+    async def look(self) -> str:
+        """Measure, decide, act; QEMU's status. Raises Stalled."""
+        now = clock.monotonic()
+        info = await self._qmp.query_migrate(timeout_s=PING_S)
+        self.next_look = now + SAMPLE_S
+        self._require_progress(info, now)
+        if info.status != "active":
+            return info.status
+        measured = self._measured(info, now)
+        if self._around.max_downtime_ms is not None:
+            self._policy.aim(self._around.max_downtime_ms())
+        decision = self._policy.look(measured)
+        self.sent.forecast_ms, self.sent.allowed_ms = decision.pause_ms, decision.allowed_ms
+        self.sent.throttle = max(self.sent.throttle, info.throttle_percent)
+        if now - self._sampled >= SAMPLE_S or decision.action is not None:
+            self._sampled = now
+            self._tell(decision)
+            self._report(self._sample(info, measured, decision))
+        await self._act(decision)
+        return info.status
+
+    def _require_progress(self, info: MigrationInfo, now: float) -> None:
+        if info.transferred != self._transferred or self._around.is_link_down():
+            self._transferred, self._moved = info.transferred, now
+        elif now - self._moved > STALL_S:
+            raise Stalled(reason=f"the target took no data for {STALL_S:g} s")
+
+    def _measured(self, info: MigrationInfo, now: float) -> Measured:
+        around = self._around
+        return Measured(
+            time_s=now - self._began,
+            passes=info.rounds,
+            remaining=info.remaining,
+            sent=info.transferred,
+            observed=info.mbps * 1e6 / 8,
+            final_rate=around.final_rate(),
+            in_flight=around.in_flight(),
+            throttle=info.throttle_percent,
+            disks_ms=around.disks_ms(),
+            is_link_down=around.is_link_down(),
+        )
+
+    def _tell(self, decision: Decision) -> None:
+        action = decision.action
+        if action is None:
+            return
+        self.sent.actions.append(action)
+        self._action = f"{_words(action)}: {action.reason}"
+        self._around.say(self._action)
+
+    async def _act(self, decision: Decision) -> None:
+        parameters: dict[str, object] = {}
+        if policy.differs(self._limit_ms, decision.limit_ms):
+            self._limit_ms = decision.limit_ms
+            parameters["downtime-limit"] = decision.limit_ms
+        action = decision.action
+        if action is not None and action.kind is Kind.THROTTLE:
+            parameters |= {"max-cpu-throttle": decision.throttle, "cpu-throttle-increment": 99}
+        if parameters:
+            await self._qmp.migrate_set_parameters(**parameters)
+        if action is not None and action.kind is Kind.GIVE_UP:
+            raise NotConverging(reason=action.reason)
+
+    def _sample(self, info: MigrationInfo, m: Measured, decision: Decision) -> MemoryProgress:
+        pause = decision.pause_ms
+        return MemoryProgress(
+            time_s=round(m.time_s, 3),
+            phase=Phase.MEMORY,
+            transferred=info.transferred,
+            remaining=info.remaining,
+            total=info.total,
+            rate=round(self._policy.rate(m)),
+            dirty_rate=info.dirty_pages_rate * info.page_size,
+            rounds=info.rounds,
+            expected_pause_ms=round(pause, 1) if pause is not None else None,
+            bytes_wire=info.transferred,
+            allowed_pause_ms=round(decision.allowed_ms, 1),
+            throttle=info.throttle_percent,
+            action=self._action,
+        )
 
 
-def _sample(state: Pass, info: MigrationInfo, now: float) -> MemoryProgress:
-    state.samples = [*state.samples[-10:], (now, info.transferred)]
-    (then, before), (last, after) = state.samples[0], state.samples[-1]
-    rate = (after - before) / (last - then) if last > then else 0.0
-    pause = info.remaining / rate * 1000 if rate > 0 else None
-    return MemoryProgress(
-        time_s=round(now - state.began, 3),
-        phase=Phase.MEMORY,
-        transferred=info.transferred,
-        remaining=info.remaining,
-        total=info.total,
-        rate=round(rate),
-        dirty_rate=info.dirty_pages_rate * info.page_size,
-        rounds=info.rounds,
-        expected_pause_ms=round(pause, 1) if pause is not None else None,
-        bytes_wire=info.transferred,
-    )
+def _words(action: Action) -> str:
+    match action.kind:
+        case Kind.PAUSE:
+            return f"a pause of {format_duration(action.amount / 1000)} is allowed now"
+        case Kind.THROTTLE:
+            return f"the guest is slowed down by {action.amount:g} %"
+        case Kind.POSTCOPY:
+            return "it goes on with post-copy"
+        case Kind.GIVE_UP:
+            return "the move is given up"
 
 
 async def abort(qmp: Monitor) -> None:
@@ -185,7 +284,7 @@ async def _wait_ended(qmp: Monitor) -> MigrationInfo:
         info = await qmp.query_migrate(timeout_s=CANCEL_S)
         if info.status in ENDED or info.status in ("none", ""):
             return info
-        await asyncio.sleep(POLL_S / 2)
+        await asyncio.sleep(POLL_S)
 
 
 async def figures(qmp: Monitor) -> MigrationInfo:
@@ -194,7 +293,7 @@ async def figures(qmp: Monitor) -> MigrationInfo:
         info = await qmp.query_migrate()
         if info.total_time_ms:
             break
-        await asyncio.sleep(POLL_S / 2)
+        await asyncio.sleep(POLL_S)
     return info
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from sterna import clock
 from sterna.model.move import Phase
 from sterna.model.reservation import ReservationStatus
+from sterna.move.carriers import Choice
+from sterna.move.memory import Sent
 from sterna.qemu.commands import MigrationInfo
 from sterna.units import format_duration, format_size
 
@@ -16,7 +18,12 @@ from sterna.units import format_duration, format_size
 class Report:
     """Times in seconds or, where the name says so, milliseconds; sizes in bytes."""
 
-    def __init__(self, *, source: str, target: str, is_live: bool) -> None:
+    def __init__(
+        self, *, source: str, target: str, is_live: bool, choice: Choice | None = None
+    ) -> None:
+        self._choice = choice
+        self._wire: int | None = None
+        self._carried: dict[str, Any] = {}
         self.source = source
         self.target = target
         self.is_live = is_live
@@ -25,6 +32,7 @@ class Report:
         self._phases: dict[str, float] = {}
         self._parts: dict[str, float] = {}
         self._info: MigrationInfo | None = None
+        self._sent = Sent()
         self._pause_ms = 0.0
         self._mirrored = self._files = self._present = 0
 
@@ -51,6 +59,10 @@ class Report:
         self.stopped = since
         self._parts["stop"] = (clock.monotonic() - since) * 1000
 
+    def converged(self, sent: Sent) -> None:
+        """What the convergence policy did and expected."""
+        self._sent = sent
+
     def migrated(self, info: MigrationInfo) -> None:
         """QEMU's own figures, when it says completed."""
         self._info = info
@@ -66,6 +78,10 @@ class Report:
     def mirrored(self, transferred: int) -> None:
         """Bytes that mirrors have put on the wire so far."""
         self._mirrored = transferred
+
+    def carried(self, wire: int | None, facts: dict[str, Any]) -> None:
+        """What the carrier counted: all bytes on the wire, if it knows, and what became of pages."""
+        self._wire, self._carried = wire, facts
 
     def sent(self, wire: int, present: int) -> None:
         """Of the files: bytes on the wire, and bytes that the target had already."""
@@ -106,17 +122,38 @@ class Report:
             }
         if self.is_live and self._info is not None:
             result |= {
-                "carrier": "direct",
-                "carrier_reason": "the only carrier of this version: QEMU to QEMU over TCP",
+                "carrier": self._choice.kind if self._choice else "direct",
+                "carrier_reason": self._choice.reason if self._choice else "",
+                "forecasts": self._forecasts(),
+                **self._carried,
                 "pause_ms": round(self._pause_ms, 1),
                 "pause_parts_ms": {name: round(ms, 1) for name, ms in self._parts.items()},
+                "pause_forecast_ms": _rounded(self._sent.forecast_ms),
+                "pause_allowed_ms": _rounded(self._sent.allowed_ms),
+                "throttle": self._sent.throttle,  # percent, the most
                 "qemu_pause_ms": self._info.downtime_ms,
                 "bytes_memory": self._info.total,
-                "bytes_wire": self._info.transferred + self._mirrored + self._files,
+                "bytes_wire": self._bytes_wire(self._info),
                 "rounds": self._info.rounds,
             }
         result["text"] = self._text(result)
         return result
+
+    def _bytes_wire(self, info: MigrationInfo) -> int:
+        if self._wire is not None:
+            return self._wire + self._files
+        return info.transferred + self._mirrored + self._files
+
+    def _forecasts(self) -> dict[str, dict[str, float]]:
+        """What was expected of each carrier, by its name."""
+        return {
+            one.kind: {
+                "total_s": round(one.total_s, 2),
+                "pause_ms": round(one.pause_ms, 1),
+                "bytes_wire": one.wire,
+            }
+            for one in (self._choice.forecasts if self._choice else ())
+        }
 
     def _text(self, result: dict[str, Any]) -> str:
         took = format_duration(result["total_s"])
@@ -129,3 +166,7 @@ class Report:
             f"{format_duration(result['pause_ms'] / 1000)}, {format_size(result['bytes_wire'])} "
             f"on the wire in {result['rounds']} rounds"
         )
+
+
+def _rounded(ms: float | None) -> float | None:
+    return None if ms is None else round(ms, 1)
