@@ -1,0 +1,245 @@
+"""Batches as bytes for the link, and back.
+
+A block is a version, the sizes of its parts (as they are and as they are stored), and the parts:
+the plan (all that is small), literals, differences, pages that are compressed, pages that are not.
+A part is a zstd frame if that is shorter. What arrives is not trusted: a frame is opened only if it
+declares the size that the block's head declares, and that is bounded.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from typing import Any
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from sterna.carrier.batch import BATCH_BYTES, Batch, Content
+from sterna.carrier.frames import Buffer
+from sterna.carrier.pages import WORDS, Rows
+from sterna.carrier.stream import MAX_SEGMENTS, PAGE, STRIDES, Segment
+from sterna.errors.carrier import BadBlock
+
+VERSION = 1
+PARTS = ("plan", "literals", "dense", "fresh", "plain")
+HEAD = struct.Struct("<B" + "II" * len(PARTS))
+MAX_SEGMENTS_SENT = MAX_SEGMENTS + 64  # those of flushes on top
+MAX_PART = 2 * BATCH_BYTES
+MAX_BLOCK = HEAD.size + 2 * BATCH_BYTES - (1 << 16)
+_WORTH = 64  # bytes that compression must save
+_SAMPLE = 32  # words of a page that are looked at
+
+
+def pack(batch: Batch, level: int) -> bytes:
+    """`batch` as a block. Several threads may pack at once; the work is done without the GIL."""
+    _sort_out(batch)
+    parts = (
+        _plan(batch),
+        batch.literals,
+        memoryview(batch.dense).cast("B") if len(batch.dense) else b"",
+        memoryview(batch.fresh).cast("B") if len(batch.fresh) else b"",
+    )
+    stored: list[Buffer] = []
+    sizes: list[int] = []
+    for part in parts:
+        kept = _compressed(part, level)
+        stored.append(kept)
+        sizes += (len(part), len(kept))
+    plain = memoryview(batch.plain).cast("B") if len(batch.plain) else b""
+    return b"".join((HEAD.pack(VERSION, *sizes, len(plain), len(plain)), *stored, plain))
+
+
+def unpack(block: Buffer) -> Batch:
+    """The batch in a block. Raises BadBlock; allocates no more than a few times BATCH_BYTES."""
+    data = memoryview(block).cast("B")
+    if not HEAD.size <= len(data) <= MAX_BLOCK:
+        raise BadBlock(reason=f"its size is {len(data)}")
+    version, *sizes = HEAD.unpack_from(data)
+    if version != VERSION:
+        raise BadBlock(reason=f"its version is {version}")
+    full, stored = sizes[::2], sizes[1::2]
+    if sum(stored) + HEAD.size != len(data) or max(full) > MAX_PART or sum(full) > 2 * MAX_PART:
+        raise BadBlock(reason="its sizes do not fit")
+    at = HEAD.size
+    parts: list[Any] = []
+    for size, kept in zip(full, stored, strict=True):
+        parts.append(_opened(data[at : at + kept], size))
+        at += kept
+    return _read(*parts)
+
+
+def sizes(block: Buffer) -> dict[str, tuple[int, int]]:
+    """Size of each part of a block that `pack` made: in full, as stored."""
+    _, *found = HEAD.unpack_from(block)
+    return dict(zip(PARTS, zip(found[::2], found[1::2], strict=True), strict=True))
+
+
+class _Contexts(threading.local):
+    """zstd's contexts; each thread has its own."""
+
+    def __init__(self) -> None:
+        self.open = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+        self._close: dict[int, zstandard.ZstdCompressor] = {}
+
+    def close(self, level: int) -> zstandard.ZstdCompressor:
+        found = self._close.get(level)
+        if found is None:
+            found = self._close[level] = zstandard.ZstdCompressor(level=level)
+        return found
+
+
+_contexts = _Contexts()
+
+
+def _compressed(part: bytes | memoryview, level: int) -> bytes | memoryview:
+    if len(part) < _WORTH:
+        return part
+    smaller = _contexts.close(level).compress(part)
+    return smaller if len(smaller) < len(part) - len(part) // 64 else part
+
+
+def _opened(part: memoryview, size: int) -> bytes | memoryview:
+    if len(part) == size:
+        return part
+    try:
+        frame = zstandard.get_frame_parameters(part)
+        if frame.content_size != size:
+            raise BadBlock(reason="a part is not of the size that it claims")
+        found = _contexts.open.decompress(part, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise BadBlock(reason="a part cannot be decompressed") from error
+    if len(found) != size:
+        raise BadBlock(reason="a part is not of the size that it claims")
+    return found
+
+
+def _sort_out(batch: Batch) -> None:
+    """Pages that look random go uncompressed: zstd would only find out the same, slowly."""
+    if not len(batch.fresh):
+        return
+    sample = np.ascontiguousarray(batch.fresh[:, 3 :: WORDS // _SAMPLE])
+    letters = np.sort(sample.view(np.uint8), axis=1)
+    different = (letters[:, 1:] != letters[:, :-1]).sum(axis=1)
+    words = np.sort(batch.fresh[:, 1 :: WORDS // _SAMPLE], axis=1)
+    repeated = (words[:, 1:] == words[:, :-1]).any(axis=1)
+    random = (different > 140) & ~repeated
+    if not random.any():
+        return
+    contents = batch.contents.copy()
+    fresh = np.flatnonzero(contents == Content.FRESH)
+    contents[fresh[random]] = Content.PLAIN
+    batch.contents = contents
+    if random.all():
+        batch.plain, batch.fresh = batch.fresh, batch.fresh[:0]
+    else:
+        batch.plain, batch.fresh = batch.fresh[random], batch.fresh[~random]
+
+
+def _turned(values: NDArray[Any]) -> bytes:
+    """Bytes of the same weight side by side: small numbers become runs of zeros."""
+    return values.view(np.uint8).reshape(len(values), values.itemsize).T.tobytes()
+
+
+def _steps(values: NDArray[Any]) -> NDArray[Any]:
+    return np.diff(values, prepend=values.dtype.type(0))
+
+
+def _plan(batch: Batch) -> bytes:
+    return b"".join(
+        (
+            struct.pack("<I", len(batch.kinds)),
+            batch.kinds.tobytes(),
+            _turned(batch.counts),
+            _turned(_steps(batch.headers)),
+            batch.contents.tobytes(),
+            _turned(_steps(batch.rows)),
+            _turned(batch.sources),
+            _turned(batch.words),
+            _turned(batch.positions),
+            _turned(batch.values),
+        )
+    )
+
+
+class _Reader:
+    def __init__(self, data: bytes | memoryview) -> None:
+        self._data = memoryview(data)
+        self._at = 0
+
+    def take(self, count: int, kind: type[Any]) -> NDArray[Any]:
+        size = np.dtype(kind).itemsize
+        end = self._at + count * size
+        if end > len(self._data):
+            raise BadBlock(reason="its plan is cut")
+        turned = np.frombuffer(self._data[self._at : end], np.uint8).reshape(size, count)
+        self._at = end
+        return np.ascontiguousarray(turned.T).view(kind).reshape(count)
+
+    def finish(self) -> None:
+        if self._at != len(self._data):
+            raise BadBlock(reason="its plan is too long")
+
+
+def _count(values: NDArray[Any], wanted: int) -> int:
+    return int(np.count_nonzero(values == wanted))
+
+
+def _read(
+    plan: bytes | memoryview,
+    literals: bytes | memoryview,
+    dense: bytes | memoryview,
+    fresh: bytes | memoryview,
+    plain: bytes | memoryview,
+) -> Batch:
+    reader = _Reader(plan)
+    segments = int(reader.take(1, np.uint32)[0])
+    if segments > MAX_SEGMENTS_SENT:
+        raise BadBlock(reason="it has too many segments")
+    kinds = reader.take(segments, np.uint8)
+    counts = reader.take(segments, np.uint32)
+    if segments and kinds.max() > Segment.BARE:
+        raise BadBlock(reason="it has segments of an unknown kind")
+    each = counts.astype(np.int64)
+    if int((STRIDES[kinds] * each).sum()) > BATCH_BYTES:
+        raise BadBlock(reason="it stands for too much")
+    totals = [int(each[kinds == kind].sum()) for kind in Segment]
+    if totals[Segment.LITERAL] != len(literals):
+        raise BadBlock(reason="its literals are not as many as it claims")
+    headers = reader.take(totals[Segment.PAGES] + totals[Segment.ZEROS], np.uint64)
+    pages = totals[Segment.PAGES] + totals[Segment.BARE]
+    contents = reader.take(pages, np.uint8)
+    if pages and contents.max() > Content.TWIN:
+        raise BadBlock(reason="it has pages of an unknown kind")
+    rows = reader.take(pages - _count(contents, Content.ZERO), np.uint32)
+    copied = contents >= Content.COPY
+    sources = reader.take(int(np.count_nonzero(copied)), np.uint32)
+    words = reader.take(_count(contents, Content.SPARSE), np.uint16)
+    changed = int(words.astype(np.int64).sum())
+    positions = reader.take(changed, np.uint16)
+    values = reader.take(changed, np.uint64)
+    reader.finish()
+    if changed and positions.max() >= WORDS:
+        raise BadBlock(reason="it changes words outside a page")
+    return Batch(
+        kinds=kinds,
+        counts=counts,
+        headers=np.cumsum(headers, dtype=np.uint64),
+        literals=bytes(literals),
+        contents=contents,
+        rows=np.cumsum(rows, dtype=np.uint32),
+        sources=sources,
+        words=words,
+        positions=positions,
+        values=values,
+        dense=_rows(dense, _count(contents, Content.DENSE)),
+        fresh=_rows(fresh, _count(contents, Content.FRESH)),
+        plain=_rows(plain, _count(contents, Content.PLAIN)),
+    )
+
+
+def _rows(part: bytes | memoryview, count: int) -> Rows:
+    if len(part) != count * PAGE:
+        raise BadBlock(reason="its pages are not as many as it claims")
+    return np.frombuffer(part, np.uint64).reshape(count, WORDS)

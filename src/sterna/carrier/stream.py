@@ -1,0 +1,399 @@
+"""QEMU's migration stream, cut into pages and the rest as it comes.
+
+The parser only has to find the pages. It may be wrong about anything: what it calls a page is put
+back byte for byte where it was, so a wrong guess costs gain and nothing else. What it does not know
+is a literal, and it looks for the next thing it knows: a section's footer, or a RAM section.
+
+The format (QEMU, docs/devel/migration, 7.2 to 10): a header, sections that start with a type byte
+and mostly end with a footer, commands. A RAM section holds records: a big-endian word with an
+address and flags, the block's name unless CONTINUE is set, and the page, or one byte if it is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntEnum
+
+import numpy as np
+
+PAGE = 4096
+RECORD = 8 + PAGE  # a page whose record says CONTINUE: the word and the page
+ZERO_RECORD = 9
+PAGE_BITS = 40  # of a key: page numbers below, the block's number above
+MAX_SEGMENTS = 1 << 15  # in one batch
+
+_MAGIC = b"QEVM"
+_EOF, _START, _PART, _END, _FULL, _SUB, _DESCRIPTION, _CONFIG, _COMMAND = range(9)
+_FOOTER = 0x7E
+_FLAGS = PAGE - 1
+_F_ZERO, _F_SIZES, _F_PAGE, _F_EOS, _F_CONTINUE, _F_XBZRLE = 2, 4, 8, 0x10, 0x20, 0x40
+_F_HOOK, _F_COMPRESSED, _F_FLUSH = 0x80, 0x100, 0x200
+_NEXT = frozenset((_EOF, _START, _PART, _END, _FULL, _DESCRIPTION, _COMMAND))  # after a footer
+_SKIP_LIMIT = 64 << 20  # bytes of a description; a larger one is a wrong guess
+_BLOCKS = 1 << 12  # names that are told apart
+_TAIL = 64  # bytes that a search leaves for the next one, more than any pattern and its check
+_TRIES = 256  # places a search looks at before it lets the rest of the bytes go
+
+
+class Segment(IntEnum):
+    """What follows in the stream, `count` times."""
+
+    LITERAL = 0  # a byte
+    PAGES = 1  # a word and a page
+    ZEROS = 2  # a word and a zero byte
+    BARE = 3  # a page; its word and its block's name are literals
+
+
+STRIDES = np.array([1, RECORD, ZERO_RECORD, PAGE], np.int64)
+
+
+class Segments:
+    """What was found: kind, first byte, count, and for pages their key (of a run: its block's)."""
+
+    __slots__ = ("counts", "keys", "kinds", "starts")
+
+    def __init__(self) -> None:
+        self.kinds: list[int] = []
+        self.starts: list[int] = []
+        self.counts: list[int] = []
+        self.keys: list[int] = []
+
+    def add(self, kind: int, start: int, count: int, key: int = 0) -> None:
+        """Literals that follow each other become one."""
+        if kind == 0 and self.kinds and self.kinds[-1] == 0:
+            self.counts[-1] += count
+            return
+        self.kinds.append(kind)
+        self.starts.append(start)
+        self.counts.append(count)
+        self.keys.append(key)
+
+    def drop(self, told: int) -> None:
+        """Forget the bytes before `told`; of a record that is cut, the rest becomes a literal."""
+        at = 0
+        rest = 0
+        while at < len(self.kinds) and self.starts[at] < told:
+            start, count, stride = self.starts[at], self.counts[at], int(STRIDES[self.kinds[at]])
+            cut = min(count, -(-(told - start) // stride))
+            rest += start + cut * stride - told
+            if cut < count:
+                self.starts[at] += cut * stride
+                self.counts[at] -= cut
+                break
+            at += 1
+        for column in (self.kinds, self.starts, self.counts, self.keys):
+            del column[:at]
+        if rest:
+            self.kinds.insert(0, Segment.LITERAL)
+            self.starts.insert(0, told)
+            self.counts.insert(0, rest)
+            self.keys.insert(0, 0)
+
+
+class Parser:
+    """Incremental: give it what there is, it takes what it can and remembers where it is."""
+
+    def __init__(self) -> None:
+        self._state: Callable[[bytearray, int, int, Segments], int] = self._header
+        self._section: bytes | None = None  # id of the section we are in
+        self._ram: bytes | None = None  # id of the RAM section
+        self._skip = 0
+        self._sizes = 0  # bytes of RAM blocks still to be listed
+        self._after_sizes = False
+        self._blocks: dict[bytes, int] = {}
+        self._block = 0  # shifted
+        self._bare = 0
+
+    def parse(self, data: bytearray, start: int, end: int, found: Segments) -> int:
+        """Take `data[start:end]` as far as it is complete; returns where that ends.
+
+        At most MAX_SEGMENTS are added; what is left is then for the next call.
+        """
+        while len(found.kinds) < MAX_SEGMENTS:
+            state = self._state
+            at = state(data, start, end, found)
+            if at == start and self._state == state:
+                break
+            start = at
+        return start
+
+    def _to(self, state: Callable[[bytearray, int, int, Segments], int], at: int) -> int:
+        self._state = state
+        return at
+
+    # sections
+
+    def _header(self, data: bytearray, at: int, end: int, found: Segments) -> int:
+        if end - at < 8:
+            return at
+        if data.startswith(_MAGIC, at):
+            found.add(Segment.LITERAL, at, 8)
+            return self._to(self._top, at + 8)
+        return self._to(self._top, at)
+
+    def _top(self, data: bytearray, at: int, end: int, found: Segments) -> int:
+        """At the type byte of what comes next."""
+        if end - at < 5:
+            if end > at and data[at] == _EOF:
+                found.add(Segment.LITERAL, at, 1)
+                return self._to(self._ended, at + 1)
+            return at
+        kind = data[at]
+        number = bytes(data[at + 1 : at + 5])
+        size = 5
+        following = self._top
+        if kind == _EOF:
+            size, following = 1, self._ended
+        elif kind in (_START, _FULL):
+            if end - at < 6 or end - at < 14 + data[at + 5]:
+                return at
+            name = bytes(data[at + 6 : at + 6 + data[at + 5]])
+            size = 14 + len(name)
+            self._section = number
+            following = self._search
+            if name == b"ram":
+                self._ram = number
+                following = self._records
+        elif kind in (_PART, _END):
+            self._section = number
+            following = self._search
+            if self._ram is None:
+                if end - at < 22:
+                    return at
+                if _like_a_record(data, at + 5):
+                    self._ram = number
+            if number == self._ram:
+                following = self._records
+        elif kind == _FOOTER:
+            pass
+        elif kind == _DESCRIPTION and int.from_bytes(number, "big") <= _SKIP_LIMIT:
+            self._skip = int.from_bytes(number, "big")
+            following = self._skipped
+        elif kind == _COMMAND:  # a package's content is a stream like any other
+            self._skip = int.from_bytes(number[2:], "big")
+            following = self._skipped
+        else:
+            size, following = 1, self._search
+            self._section = None if kind == _CONFIG else self._section
+        found.add(Segment.LITERAL, at, size)
+        return self._to(following, at + size)
+
+    def _ended(self, data: bytearray, at: int, end: int, _found: Segments) -> int:
+        """After the end of the sections: a description, or nothing."""
+        if at == end:
+            return at
+        return self._to(self._top if data[at] in _NEXT and data[at] else self._search, at)
+
+    def _skipped(self, _data: bytearray, at: int, end: int, found: Segments) -> int:
+        size = min(self._skip, end - at)
+        if size:
+            found.add(Segment.LITERAL, at, size)
+            self._skip -= size
+        if not self._skip:
+            self._state = self._top
+        return at + size
+
+    def _search(self, data: bytearray, at: int, end: int, found: Segments) -> int:
+        """Among bytes that we do not know: the first place that looks like one we do."""
+        patterns = [b"\x03ram\0\0\0"]
+        if self._section is not None:
+            patterns.append(b"\x7e" + self._section)
+        if self._ram is not None:
+            patterns += [b"\x02" + self._ram, b"\x03" + self._ram]
+        limit = max(at, end - _TAIL)
+        places = {pattern: _place(data, pattern, at, end) for pattern in patterns}
+        for _ in range(_TRIES):
+            pattern = min(places, key=places.__getitem__)
+            place = places[pattern]
+            if place >= limit:
+                break
+            begin = _begins(data, place, pattern, at)
+            if begin >= 0:
+                if begin > at:
+                    found.add(Segment.LITERAL, at, begin - at)
+                return self._to(self._top, begin)
+            places[pattern] = _place(data, pattern, place + 1, end)
+        if limit > at:
+            found.add(Segment.LITERAL, at, limit - at)
+        return limit
+
+    # the RAM section
+
+    def _records(self, data: bytearray, at: int, end: int, found: Segments) -> int:
+        kinds, starts, counts, keys = found.kinds, found.starts, found.counts, found.keys
+        block = self._block
+        while end - at >= ZERO_RECORD and len(kinds) < MAX_SEGMENTS:
+            low = data[at + 7]
+            if data[at + 6] & 0xF:
+                break
+            if low == _F_PAGE | _F_CONTINUE:
+                count = _pages(data, at, end)
+                if not count:
+                    return at
+                kinds.append(1)
+                size = count * RECORD
+            elif low == _F_ZERO | _F_CONTINUE and not data[at + 8]:
+                count = _zeros(data, at, end)
+                kinds.append(2)
+                size = count * ZERO_RECORD
+            else:
+                break
+            starts.append(at)
+            counts.append(count)
+            keys.append(block)
+            at += size
+        if end - at < 8 or len(kinds) >= MAX_SEGMENTS:
+            return at
+        return self._record(data, at, end, found)
+
+    def _record(self, data: bytearray, at: int, end: int, found: Segments) -> int:
+        """A record that is not one of many."""
+        word = int.from_bytes(data[at : at + 8], "big")
+        flags = word & _FLAGS
+        size = 8
+        following = self._records
+        if flags == _F_EOS:
+            following = self._top
+        elif flags == _F_SIZES:
+            self._sizes = word - flags
+            following = self._listed
+        elif flags in (_F_FLUSH, _F_HOOK) or (not flags and self._after_sizes):
+            pass  # after the list, words may follow whose flags are zero: sizes, addresses
+        elif flags & ~_F_CONTINUE in (_F_PAGE, _F_ZERO, _F_XBZRLE, _F_COMPRESSED):
+            if not flags & _F_CONTINUE:
+                if end - at < 9 or end - at < 9 + data[at + 8]:
+                    return at
+                size += 1 + data[at + 8]
+                self._name(bytes(data[at + 9 : at + size]))
+            body = _body(flags & ~_F_CONTINUE, data, at + size, end)
+            if body < 0:
+                return at
+            size += body
+            if flags & _F_PAGE:
+                self._bare = self._block | (word >> 12) & ((1 << PAGE_BITS) - 1)
+                following = self._page
+        else:
+            return self._to(self._search, at)
+        if flags:
+            self._after_sizes = False
+        found.add(Segment.LITERAL, at, size)
+        return self._to(following, at + size)
+
+    def _page(self, _data: bytearray, at: int, end: int, found: Segments) -> int:
+        if end - at < PAGE:
+            return at
+        found.add(Segment.BARE, at, 1, self._bare)
+        return self._to(self._records, at + PAGE)
+
+    def _listed(self, data: bytearray, at: int, end: int, found: Segments) -> int:
+        """In the list of blocks: a name and a size each; a word with the page size may follow."""
+        if self._sizes <= 0:
+            self._after_sizes = True
+            return self._to(self._records, at)
+        if end - at < 8 or end - at < 9 + data[at]:
+            return at
+        size = 8
+        if name := bytes(data[at + 1 : at + 1 + data[at]]):
+            size += 1 + len(name)
+            length = int.from_bytes(data[at + size - 8 : at + size], "big")
+            if not length:
+                return self._to(self._search, at)
+            self._name(name)
+            self._sizes -= length
+        found.add(Segment.LITERAL, at, size)
+        return at + size
+
+    def _name(self, name: bytes) -> None:
+        number = self._blocks.setdefault(name, min(len(self._blocks), _BLOCKS - 1))
+        if len(self._blocks) > _BLOCKS:
+            del self._blocks[name]
+        self._block = number << PAGE_BITS
+
+
+def _body(kind: int, data: bytearray, at: int, end: int) -> int:
+    """Bytes of a record after its word and name; -1 if they are not all there. A page has none."""
+    if kind == _F_PAGE:
+        return 0
+    if kind == _F_ZERO:
+        size = 1
+    elif kind == _F_XBZRLE:
+        size = 3 + int.from_bytes(data[at + 1 : at + 3], "big") if end - at >= 3 else 3
+    else:
+        size = 4 + int.from_bytes(data[at : at + 4], "big") if end - at >= 4 else 4
+    if kind != _F_ZERO and size > 2 * PAGE + 4:
+        return 0  # no page becomes larger by compression: we are lost, and will notice
+    return size if end - at >= size else -1
+
+
+def _place(data: bytearray, pattern: bytes, at: int, end: int) -> int:
+    place = data.find(pattern, at, end)
+    return end if place < 0 else place
+
+
+def _begins(data: bytearray, place: int, pattern: bytes, at: int) -> int:
+    """Where the thing begins whose `pattern` stands at `place`; -1 if it is something else."""
+    if pattern[0] == _FOOTER:
+        return place if data[place + 5] in _NEXT else -1
+    if pattern[1:4] == b"ram":
+        begin = place - 5
+        return begin if begin >= at and data[begin] == _START and not data[begin + 1] else -1
+    return place if _like_a_record(data, place + 5) else -1
+
+
+def _like_a_record(data: bytearray, at: int) -> bool:
+    """Does a RAM record with a block's name begin here, or the end of the records."""
+    word = int.from_bytes(data[at : at + 8], "big")
+    if word >> 56:
+        return False
+    if word & _FLAGS in (_F_PAGE, _F_ZERO):
+        size = data[at + 8]
+        return size > 0 and all(0x20 < byte < 0x7F for byte in data[at + 9 : at + 9 + min(size, 4)])
+    return word & _FLAGS in (_F_EOS, _F_FLUSH) and word < PAGE
+
+
+def _pages(data: bytearray, at: int, end: int) -> int:
+    """How many complete records of pages follow each other here."""
+    limit = (end - at) // RECORD
+    count = 0
+    while count < limit:
+        if data[at + 7] != _F_PAGE | _F_CONTINUE or data[at + 6] & 0xF:
+            return count
+        count += 1
+        at += RECORD
+        if count == 6:
+            break
+    window = 32
+    while count < limit:
+        window = min(window * 4, limit - count)
+        words = np.ndarray((window,), "<u2", data, at + 6, (RECORD,))
+        other = (words & 0xFF0F) != (_F_PAGE | _F_CONTINUE) << 8
+        first = int(other.argmax())
+        if other[first]:
+            return count + first
+        count += window
+        at += window * RECORD
+    return count
+
+
+def _zeros(data: bytearray, at: int, end: int) -> int:
+    """How many records of zero pages follow each other here."""
+    limit = (end - at) // ZERO_RECORD
+    count = 0
+    while count < limit:
+        if data[at + 7] != _F_ZERO | _F_CONTINUE or data[at + 6] & 0xF or data[at + 8]:
+            return count
+        count += 1
+        at += ZERO_RECORD
+        if count == 6:
+            break
+    window = 32
+    while count < limit:
+        window = min(window * 4, limit - count)
+        words = np.ndarray((window,), "<u4", data, at + 5, (ZERO_RECORD,))
+        other = (words & 0xFFFF0F00) != (_F_ZERO | _F_CONTINUE) << 16
+        first = int(other.argmax())
+        if other[first]:
+            return count + first
+        count += window
+        at += window * ZERO_RECORD
+    return count
