@@ -25,3 +25,10 @@ class BadBlock(Corrupt):
     code = "carrier.bad-block"
     text = "what arrived over the link is not a block of memory pages: {reason}"
     hint = "Run the same version of sternad on both hosts"
+
+
+class CarrierFailed(Failed):
+    """The relay of a move could not be started, or did not go on."""
+
+    code = "carrier.failed"
+    text = "what carries the move to the other host failed: {reason}"
