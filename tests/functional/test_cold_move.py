@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from moving import WAIT_S, wait_until
-from sterna.errors import SternaError
+from sterna.errors import MoveRefused, SternaError, StorageMoveRefused
 from sterna.host.parts import DIRECTORY
 from sterna.lab.hosts import LOCAL_POOL, Host
 from sterna.lab.lab import Lab
+from sterna.qemu import image
 
 pytestmark = pytest.mark.functional
 
@@ -201,3 +202,27 @@ def test_a_template_goes_along_once_and_is_known_by_its_content_from_then_on(lab
     finally:
         for path in (here, there):
             path.unlink(missing_ok=True)
+
+
+def test_a_disk_that_another_program_has_open_keeps_its_vm_here(lab, two):
+    a, b, _hashes, _sizes = two
+    path = volumes(a)["tern-vda.qcow2"]
+    with subprocess.Popen(["qemu-io", "-f", "qcow2", path], stdin=subprocess.PIPE) as other:
+        wait_until(lambda: image.is_in_use(path), "it is open")
+        with pytest.raises(MoveRefused, match="has local/tern-vda"):
+            move(a, b)
+        with pytest.raises(StorageMoveRefused):
+            a.client.post("/v1/vms/tern/storage-moves", {"disks": {"vda": {"format": "raw"}}})
+        other.communicate()
+    assert ended(a, move(a, b))["state"] == "succeeded"
+
+
+def test_a_disk_that_is_off_and_becomes_raw_is_warned_of_its_bitmaps(two):
+    a = two[0]
+    path = volumes(a)["tern-vda.qcow2"]
+    subprocess.run(["qemu-img", "bitmap", "--add", path, "daily"], check=True)
+    wishes = {"disks": {"vda": {"format": "raw"}}}
+    done = ended(a, dict(a.client.post("/v1/vms/tern/storage-moves", wishes)))
+    assert done["state"] == "warned", done
+    said = a.client.get(f"/v1/operations/{done['id']}/log")
+    assert any("daily" in line["text"] for line in said), said

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sterna.errors import MoveRefused
+from sterna.model.disk import Volume
 from sterna.model.host import HostFacts, Pool, PoolFacts, QEMUFacts, Switch, SwitchFacts
 from sterna.model.move import MoveWishes
 from sterna.model.vm import NIC, Disk, Ownership, OwnershipState, RunState, VMRecord, VMSpec
@@ -166,3 +167,18 @@ def test_all_blockers_are_counted_in_the_one_sentence():
     with pytest.raises(MoveRefused, match=r"and 1 more") as caught:
         checks.require(question(target=replace(TARGET, switches=(), pools=())))
     assert len(caught.value.facts["findings"]) == 2
+
+
+def test_a_vm_that_is_off_and_whose_disk_another_program_has_open_stays():
+    asked = question(LOCAL, state=RunState.OFF)
+    locked = (Volume(pool="own", volume="web1-vda.qcow2"),)
+    (found,) = checks.run(replace(asked, travel=replace(asked.travel, locked=locked)))
+    assert (found.id, bool(found.fix)) == ("storage.disk-locked", True)
+
+
+def test_dirty_bitmaps_that_a_raw_disk_cannot_keep_are_named():
+    asked = question(LOCAL)
+    mirrors = tuple(replace(one, lost=("daily",)) for one in asked.travel.mirrors)
+    (found,) = checks.run(replace(asked, travel=replace(asked.travel, mirrors=mirrors)))
+    assert (found.id, found.severity) == ("storage.bitmaps-lost", "warning")
+    assert "daily" in found.finding

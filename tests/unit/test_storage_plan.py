@@ -154,3 +154,10 @@ def test_a_template_that_is_just_being_made_for_another_vm_is_not_relied_on():
     base = Volume(pool="fast", volume="debian.qcow2")
     asked = question(ALL, NO_POINTS, making={base: "db"})
     assert ids(asked) == ["storage.base-in-the-making"]
+
+
+def test_dirty_bitmaps_that_a_disk_loses_are_named():
+    asked = question(ALL, NO_POINTS, bitmaps={"vda": ("daily",)})
+    (found,) = [one for one in check(asked) if one.id == "storage.bitmaps-lost"]
+    assert "daily" in found.finding
+    assert found.severity == "warning"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sterna.config import Config
-from sterna.errors import ImageFailed, VolumeRefused
+from sterna.errors import ImageFailed, VMFilesLeft, VolumeRefused
 from sterna.host.registry import Pools
 from sterna.model.disk import Image, Volume
 from sterna.model.host import Pool
@@ -37,7 +37,9 @@ def vms(tmp_path: Path) -> VMs:
     asyncio.run(pools.create(Pool(name="one", path=str(tmp_path / "one"))))
     for volume in (BASE, TOP):
         (tmp_path / "one" / volume.volume).write_text("")
-    launcher: Any = SimpleNamespace(pools=pools, firmware=lambda _spec: None)
+    launcher: Any = SimpleNamespace(
+        pools=pools, firmware=lambda _spec: None, remove_files=lambda _spec: None
+    )
     config = Config(name="a", state_dir=tmp_path / "state", run_dir=tmp_path / "run")
     return VMs(config, launcher, SimpleNamespace(active=lambda _vm: ()))  # type: ignore[arg-type]
 
@@ -112,3 +114,29 @@ def test_a_file_that_came_meanwhile_is_not_removed_with_a_vm_that_cannot_be_made
     assert made == ["new.qcow2"]
     assert not (tmp_path / "one" / "new.qcow2").exists()
     assert (tmp_path / "one" / TOP.volume).exists()
+
+
+def test_files_on_storage_that_is_away_do_not_keep_the_others_from_being_deleted(
+    vms: VMs, tmp_path: Path
+) -> None:
+    disks = (
+        Disk(name="vda", pool="gone", volume="web.qcow2"),
+        Disk(name="vdb", pool="one", volume=TOP.volume, base=(Image(volume=BASE.volume),)),
+    )
+    known(vms, record("web", disks=disks))
+    with pytest.raises(VMFilesLeft) as caught:
+        asyncio.run(vms.delete("web"))
+    assert "gone/web.qcow2" in caught.value.message
+    assert TOP.volume not in caught.value.message
+    assert [path.name for path in (tmp_path / "one").iterdir() if path.suffix == ".qcow2"] == [
+        BASE.volume
+    ]
+    assert vms.find("web") is None
+
+
+def test_what_was_to_be_kept_is_kept_though_its_vm_is_deleted(vms: VMs, tmp_path: Path) -> None:
+    asyncio.run(vms.kept.intend("web", "id-web", [TOP], "moved", 1))
+    known(vms, record("web", leaving=(TOP,)))
+    asyncio.run(vms.delete("web"))
+    (copy,) = vms.kept.list()
+    assert (tmp_path / "one" / copy.files[0].now).exists()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sterna.errors.family import Conflict, Corrupt, Failed, NotFound
+from sterna.errors.family import Conflict, Corrupt, Failed, NotFound, Partial
 
 
 class VMNotFound(NotFound):
@@ -51,3 +51,9 @@ class VMLost(Failed):
     code = "vm.qemu-ended"
     text = "the QEMU of {vm} ended while {doing}: {reason}"
     hint = "Look at {log}, then start it with: sterna vm start {vm}"
+
+
+class VMFilesLeft(Partial):
+    code = "vm.files-left"
+    text = "{vm} is deleted, but not all of its files: {leftovers}"
+    hint = "Delete them when their storage is well again; find them with: sterna disk check"

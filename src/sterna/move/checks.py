@@ -156,6 +156,28 @@ def storage(q: Question) -> Iterator[Check]:
             )
 
 
+def use(q: Question) -> Iterator[Check]:
+    """Nobody else writes to what goes as files."""
+    for volume in q.travel.locked:
+        yield _blocker(
+            "storage.disk-locked",
+            f"{q.spec.name} is off, but another program has {volume} open",
+            "End that program; find it with: lsof",
+        )
+
+
+def bitmaps(q: Question) -> Iterator[Check]:
+    for mirror in q.travel.mirrors:
+        if mirror.lost:
+            yield Check(
+                id="storage.bitmaps-lost",
+                severity=Severity.WARNING,
+                finding=f"disk {mirror.disk.name} becomes raw and loses its dirty bitmaps: "
+                f"{', '.join(mirror.lost)}",
+                fix="Leave it qcow2, or let the next backup be a full one",
+            )
+
+
 def _is_declared_shared(mine: PoolFacts, other: PoolFacts) -> bool:
     return mine.pool.shared and other.pool.shared and mine.pool.identity != other.pool.identity
 
@@ -202,6 +224,8 @@ CHECKS: tuple[Callable[[Question], Iterator[Check]], ...] = (
     memory,
     switches,
     storage,
+    use,
+    bitmaps,
     room,
     network,
 )

@@ -43,6 +43,7 @@ class Mirroring:
     disk: Disk  # as it is here
     offer: MirrorOffer
     is_whole: bool
+    lost: tuple[str, ...] = ()  # dirty bitmaps that its image there cannot keep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,7 @@ class Travel:
     mirrors: tuple[Mirroring, ...]
     leaving: tuple[Volume, ...]  # the source's files that the target has too, in the end
     disks: frozenset[str]  # names of those that travel
+    locked: tuple[Volume, ...] = ()  # of a VM that is off: files that another program has open
     is_sown: bool = False  # the disks were frozen for this move, see `seed`
 
     @property
@@ -241,7 +243,7 @@ class _Planner:
 
 
 async def measure(travel: Travel, record: VMRecord, pools: Pools, host: str) -> Travel:
-    """`travel` with the sizes of its files. Raises ImageMissing, ImageFailed."""
+    """`travel` with the sizes of its files, and who else has them open. Raises ImageMissing, ImageFailed."""
 
     def missing(volume: Volume, path: Path) -> ImageMissing:
         return ImageMissing(what=f"volume {volume}", path=path, host=host)
@@ -255,22 +257,33 @@ async def measure(travel: Travel, record: VMRecord, pools: Pools, host: str) -> 
         offer = replace(parcel.offer, size=found.st_size, allocated=found.st_blocks * 512)
         return replace(parcel, offer=offer)
 
+    def locked() -> tuple[Volume, ...]:
+        if record.process is not None:
+            return ()
+        own = [one.source for one in travel.files if not one.offer.is_base]
+        paths = {place: pools.volume_path(place.pool, place.volume) for place in own}
+        return tuple(place for place, path in paths.items() if image.is_in_use(path))
+
     async def look(mirror: Mirroring) -> Mirroring:
         allocated = 0
         size = 0
+        lost: tuple[str, ...] = ()
         for one in _mirrored(record, mirror):
             place = Volume(pool=mirror.disk.pool, volume=one.volume)
             path = pools.volume_path(place.pool, place.volume)
             if not path.is_file():
                 raise missing(place, path)
             found = await image.info(path)
-            size = size or found.size
+            if one.volume == mirror.disk.volume:
+                size = found.size
+                lost = found.bitmaps if travel.disk(mirror.disk.name).format == "raw" else ()
             allocated += found.allocated
-        return replace(mirror, offer=replace(mirror.offer, size=size, allocated=allocated))
+        offer = replace(mirror.offer, size=size, allocated=allocated)
+        return replace(mirror, offer=offer, lost=lost)
 
     files = await asyncio.to_thread(lambda: tuple(weigh(parcel) for parcel in travel.files))
     mirrors = tuple([await look(mirror) for mirror in travel.mirrors])
-    return replace(travel, files=files, mirrors=mirrors)
+    return replace(travel, files=files, mirrors=mirrors, locked=await asyncio.to_thread(locked))
 
 
 def _mirrored(record: VMRecord, mirror: Mirroring) -> Iterator[Image]:

@@ -42,6 +42,7 @@ class ImageInfo:
     backing_format: str = ""  # empty: its header does not say
     data_file: str = ""  # the file that holds its data
     is_marked_corrupt: bool = False  # QEMU found damage while it used it
+    bitmaps: tuple[str, ...] = ()  # dirty bitmaps in it, as it was last opened
 
 
 async def info(path: Path, image_format: Format | None = None) -> ImageInfo:
@@ -61,6 +62,7 @@ async def info(path: Path, image_format: Format | None = None) -> ImageInfo:
         backing_format=str(answer.get("backing-filename-format", "")),
         data_file=str(specific.get("data-file", "")),
         is_marked_corrupt=bool(specific.get("corrupt", False)),
+        bitmaps=tuple(str(one["name"]) for one in specific.get("bitmaps", ())),
     )
 
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +22,11 @@ from sterna.errors import (
     ImageFailed,
     ImageMissing,
     QEMULost,
+    SternaError,
     VMBusy,
     VMDamaged,
     VMExists,
+    VMFilesLeft,
     VMLost,
     VMNotFound,
     VMStartFailed,
@@ -271,19 +273,31 @@ class VMs:
             await image.create(path, disk.format, disk.size, below)
 
     async def delete(self, ref: str, keep_disks: bool = False) -> None:
-        """Delete a VM that is off, with its disks unless they are to be kept."""
+        """Delete a VM that is off, with its disks unless they are to be kept. Raises VMFilesLeft."""
         vm = self.get(ref)
         self.require_idle(vm)
         with vm.lease("being deleted"):
             self._require(vm, RunState.OFF, "delete", f"Stop it first: sterna vm stop {vm.name}")
             # The record goes first: files without an owner are litter, an owner without files a lie.
             await self._delete_record(vm)
-            if not keep_disks:
-                record = vm.record
-                for file in {*chain.own_files(record), *record.made, *record.leaving}:
-                    await self.launcher.pools.delete_volume(file.pool, file.volume)
+            left = () if keep_disks else await self._delete_files(vm)
             self.launcher.remove_files(vm.record.spec)
         log.info("VM %s was deleted", vm.name)
+        if left:
+            raise VMFilesLeft(vm=vm.name, leftovers="; ".join(left))
+
+    async def _delete_files(self, vm: VM) -> Sequence[str]:
+        """Those that could not be deleted, and why. What a move was to keep is kept."""
+        record = vm.record
+        left: dict[Volume, str] = {}
+        for file in dict.fromkeys((*chain.own_files(record), *record.made, *record.leaving)):
+            try:
+                await self.kept.clear(vm.id, [file])
+            except SternaError as error:
+                left[file] = error.message
+        if not left:
+            await self.kept.forsake(vm.id)
+        return tuple(f"{file} ({reason})" for file, reason in left.items())
 
     async def _delete_record(self, vm: VM) -> None:
         """A VM that came by a move leaves a tombstone: its former owner may still ask for it."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from sterna.errors import SternaError
 from sterna.host.registry import Pools
-from sterna.model.disk import Volume
+from sterna.model.disk import Volume, node_name
 from sterna.model.vm import VMRecord
 from sterna.move.storage.plan import Facts, Plan
 from sterna.qemu import image
@@ -44,6 +44,7 @@ async def gather(vm: VM, vms: VMs, plan: Plan) -> Facts:
         users=_users(vm, vms, plan.leaving),
         locked=locked,
         making=making(vm, vms),
+        bitmaps=await _bitmaps(vm, plan, known, sizes),
         base_differs=frozenset(
             item.target
             for item in plan.templates
@@ -78,6 +79,27 @@ async def _virtual(
         if top in sizes:
             path = pools.volume_path(top.pool, top.volume)
             found[one.disk.name] = await image.size_of(path, one.disk.format)
+    return found
+
+
+async def _bitmaps(
+    vm: VM, plan: Plan, pools: Pools, sizes: dict[Volume, tuple[int, int]]
+) -> dict[str, tuple[str, ...]]:
+    """Dirty bitmaps that disks lose: raw images have none, and qemu-img copies none."""
+    found: dict[str, tuple[str, ...]] = {}
+    for one in plan.relocations:
+        disk, there = one.disk, one.there
+        top = Volume(pool=disk.pool, volume=disk.volume)
+        is_converted = (disk.format, disk.base) != (there.format, there.base)
+        loses = is_converted and (there.format == "raw" or vm.process is None)
+        if disk.format != "qcow2" or not loses or top not in sizes:
+            continue
+        if vm.process is not None:
+            names = await vm.blocks.bitmaps(node_name(disk.pool, disk.volume))
+        else:
+            path = pools.volume_path(disk.pool, disk.volume)
+            names = (await image.info(path, "qcow2")).bitmaps
+        found |= {disk.name: names} if names else {}
     return found
 
 

@@ -168,6 +168,7 @@ class Facts:
     users: Mapping[Volume, str]  # files that another VM uses too -> its name
     locked: frozenset[Volume]  # images that another program has open
     making: Mapping[Volume, str] = field(default_factory=dict)  # not whole yet -> VM it is for
+    bitmaps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # disk -> those it loses
     base_differs: frozenset[Volume] = frozenset()  # templates of that name with another size
 
 
@@ -225,6 +226,17 @@ def kinds(q: Question) -> Iterator[Check]:
                 f"disk {one.disk.name} rests on other images and stays {one.disk.format}",
                 "Leave the format out, or flatten a disk without checkpoints with --flatten",
             )
+
+
+def bitmaps(q: Question) -> Iterator[Check]:
+    for disk, names in q.facts.bitmaps.items():
+        yield Check(
+            id="storage.bitmaps-lost",
+            severity=Severity.WARNING,
+            finding=f"disk {disk} becomes another image and loses its dirty bitmaps: "
+            f"{', '.join(names)}",
+            fix="Leave it as it is, or let the next backup be a full one",
+        )
 
 
 def pools(q: Question) -> Iterator[Check]:
@@ -352,7 +364,7 @@ def _needs(q: Question) -> Iterator[tuple[Volume, int, int]]:
         yield one.top, sum(sizes), q.facts.virtual.get(one.disk.name, 0)
 
 
-CHECKS = (disks, kinds, pools, files, use, room)
+CHECKS = (disks, kinds, bitmaps, pools, files, use, room)
 
 
 def check(question: Question) -> list[Check]:
