@@ -14,7 +14,7 @@ import struct
 import threading
 from collections.abc import Callable
 
-from sterna.carrier import frames, tcpinfo
+from sterna.carrier import frames, tcpinfo, tls
 from sterna.carrier.frames import BadFrame, Header, Hello
 from sterna.carrier.outbox import Frame
 from sterna.carrier.traffic import Load, Traffic
@@ -118,7 +118,7 @@ class Channel:
             self.was_violated = True
             self._say(frames.with_text(frames.BYE, f"got {error}"))
         except OSError as error:
-            self.reason = _words(error)
+            self.reason = tls.words(error)
         finally:
             with self._traffic.lock:
                 self._traffic.detach(self)
@@ -271,9 +271,3 @@ class Channel:
 
 def _address(name: tuple[str, int]) -> str:
     return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
-
-
-def _words(error: OSError) -> str:
-    if isinstance(error, ssl.SSLError):
-        return f"TLS: {error.reason or error}".lower().replace("_", " ")
-    return (error.strerror or str(error)).lower()

@@ -129,7 +129,7 @@ class Gate:
             self._owner.refused(who, str(error))
             _drop(sock or raw)
         except OSError as error:
-            self._owner.refused(who, words(error))
+            self._owner.refused(who, tls.words(error))
             _drop(sock or raw)
         finally:
             self._places.release()
@@ -166,7 +166,7 @@ class Dialer:
             except (Refusal, BadFrame) as error:
                 self._owner.missed(self.number, str(error))
             except OSError as error:
-                self._owner.missed(self.number, words(error))
+                self._owner.missed(self.number, tls.words(error))
             self.wanted.set()
             ends.wait(max(0.0, wait - (monotonic() - begun)))
             wait = min(2 * wait, _LAST_WAIT_S)
@@ -188,11 +188,8 @@ class Dialer:
         try:
             hello = self._owner.hello(self.number)
             tls.write(sock, hello.pack(), deadline)
-            answer = _read_hello(sock, deadline)
-            if (answer.route, answer.number) != (hello.route, hello.number):
-                raise BadFrame("a hello for another channel")
-            self._owner.welcome(answer)
-            self._owner.run(sock, answer)
+            self._owner.welcome(_read_hello(sock, deadline))
+            self._owner.run(sock, hello)
         except BaseException:
             sock.close()
             raise
@@ -216,12 +213,3 @@ def _read_hello(sock: ssl.SSLSocket, deadline: float) -> Hello:
 def _drop(sock: socket.socket) -> None:
     with contextlib.suppress(OSError):
         sock.close()
-
-
-def words(error: OSError) -> str:
-    """One short text about what a socket said."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"it has another certificate ({error.verify_message})"
-    if isinstance(error, ssl.SSLError):
-        return f"TLS: {error.reason or error}".lower().replace("_", " ")
-    return (error.strerror or str(error)).lower()

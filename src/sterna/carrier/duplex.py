@@ -62,15 +62,14 @@ class Stream:
         """
         with self._traffic.lock:
             self._traffic.release(self)
-            while True:
+            parts = None if self.inbox.finished else self._traffic.collect(self)
+            while parts is None and not self.inbox.finished:
                 self._check_reader()
-                if self.inbox.finished:
-                    return None
-                parts = self._traffic.collect(self)
-                if parts is not None:
-                    break
-                if not self.inbox.finished:
-                    self.arrived.wait()
+                self.inbox.is_awaited = True
+                self.arrived.wait()
+                parts, self.inbox.complete = self.inbox.complete, None
+        if parts is None:
+            return None
         message = _join(parts)
         self._traffic.recycle(parts)
         return message
@@ -109,7 +108,7 @@ class Stream:
     def _check_reader(self) -> None:
         if self.broken is not None:
             raise StreamReset(service=self.service, reason=self.broken)
-        if self._traffic.closed is not None and not self.inbox.finished:
+        if self._traffic.closed is not None:
             raise LinkClosed(reason=self._traffic.closed)
 
 

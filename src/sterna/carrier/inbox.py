@@ -31,6 +31,8 @@ class Inbox:
         self.cost = 0  # of frames that have arrived and are not consumed
         self.payload = 0  # bytes of messages given to the reader
         self.finished = False  # the reader knows that nothing follows
+        self.is_awaited = False  # a reader waits: frames are consumed as they come
+        self.complete: list[Piece] | None = None  # the message that it waited for
         self.ack_due = False
         self._ahead: dict[int, Piece] = {}
         self._ready: deque[Piece] = deque()
@@ -55,13 +57,19 @@ class Inbox:
         return True
 
     def insert(self, number: int, piece: Piece) -> bool:
-        """Keep a frame that `admit` lets in; whether another one is in order now."""
-        self._ahead[number] = piece
+        """Keep a frame that `admit` lets in; whether a reader that waits has what it wants."""
         self.cost += frames.cost(piece.length)
-        before = self.expected
-        while self.expected in self._ahead:
+        if number != self.expected:
+            self._ahead[number] = piece
+            return False
+        self._append(piece)
+        while self._ahead and self.expected in self._ahead:
             self._append(self._ahead.pop(self.expected))
-        return self.expected > before
+        if not self.is_awaited:
+            return False
+        self.complete = self.collect()
+        self.is_awaited = self.complete is None and not self.finished
+        return not self.is_awaited
 
     def release(self) -> None:
         """The reader needs its message no more."""
@@ -92,7 +100,7 @@ class Inbox:
         self._ahead.clear()
         self._ready.clear()
         self._parts.clear()
-        self._held = None
+        self._held = self.complete = None
         self.cost = 0
 
     def acknowledge(self) -> tuple[int, int]:

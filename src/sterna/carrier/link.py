@@ -178,6 +178,10 @@ class Link:
         for thread in threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - monotonic()))
+        with self._lock:
+            if self._wake >= 0:
+                os.close(self._wake)
+                self._wake = -1
 
     # ---- for Gate, Dialer and Channel
 

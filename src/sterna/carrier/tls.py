@@ -6,6 +6,7 @@ it gets one that is memory. Sockets come out non-blocking; every wait here has a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import select
@@ -70,23 +71,29 @@ def handshake(
     sock = context.wrap_socket(raw, server_side=server, do_handshake_on_connect=False)
     try:
         until(sock, sock.do_handshake, deadline)
-        if sock.getpeercert(binary_form=True) != ssl.PEM_cert_to_DER_cert(peer):
-            raise Untrusted("it has another certificate")
+        _check(sock, peer)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
+def _check(sock: ssl.SSLSocket, peer: str) -> None:
+    """OpenSSL would take any certificate that this one has signed."""
+    if sock.getpeercert(binary_form=True) != ssl.PEM_cert_to_DER_cert(peer):
+        raise Untrusted("it has another certificate")
+
+
 def read(sock: ssl.SSLSocket, size: int, deadline: float) -> bytes:
     """Exactly `size` bytes, or OSError."""
-    data = b""
-    while len(data) < size:
-        more = until(sock, lambda: sock.recv(size - len(data)), deadline)
-        if not more:
+    data = bytearray(size)
+    left = memoryview(data)
+    while left:
+        got = until(sock, functools.partial(sock.recv_into, left), deadline)
+        if not got:
             raise ConnectionError("the other end hung up")
-        data += more
-    return data
+        left = left[got:]
+    return bytes(data)
 
 
 def write(sock: ssl.SSLSocket, data: bytes, deadline: float) -> None:
@@ -107,3 +114,14 @@ def until(sock: ssl.SSLSocket, call: Callable[[], T], deadline: float) -> T:
         left = deadline - monotonic()
         if left <= 0 or not poll.poll(left * 1000):
             raise TimeoutError("no answer in time")
+
+
+def words(error: OSError) -> str:
+    """What a socket said, in a few words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"it has another certificate ({error.verify_message})"
+    if isinstance(error, ssl.SSLEOFError):
+        return "the other end hung up"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {(error.reason or str(error)).lower().replace('_', ' ')}"
+    return (error.strerror or str(error)).lower()

@@ -163,10 +163,10 @@ class Traffic:
             carrier.is_idle = True
             return Load()
         load = Load(control=self._control())
-        if self._again or self._has_turn():
+        if self.bucket.rate is not None and self._has_turn():
             load.delay = self.bucket.delay(monotonic())
-            if not load.delay and (frame := self._next(carrier.frame_size)):
-                self._fly(frame, carrier, load)
+        if not load.delay and (frame := self._next(carrier.frame_size)):
+            self._fly(frame, carrier, load)
         size = len(load.control) + len(load.header) + len(load.payload or b"")
         if size:
             wire = size * _PACKETS + _PER_FRAME
@@ -174,7 +174,7 @@ class Traffic:
             self.bucket.charge(wire)
         else:
             carrier.is_idle = not load.delay
-        if size and (self._again or self._has_turn()):
+        if size and len(self.carriers) > 1 and self._has_turn():
             self.wake()
         return load
 
@@ -199,12 +199,16 @@ class Traffic:
         return b"".join(found)
 
     def _pool(self) -> int:
+        if len(self.streams) <= frames.POOL // frames.MAX_WINDOW:
+            return frames.POOL  # they cannot use it up
         return frames.POOL - sum(
             max(0, stream.outbox.outstanding - frames.MIN_WINDOW)
             for stream in self.streams.values()
         )
 
     def _has_turn(self) -> bool:
+        if self._again:
+            return True
         pool = self._pool()
         return any(
             stream.outbox.is_pending and stream.outbox.may_cut(pool)
@@ -307,14 +311,15 @@ class Traffic:
         elif header.kind == frames.GONE:
             self._peer_gone(header.stream)
             return
+        self._acknowledged(header)
+
+    def _acknowledged(self, header: Header) -> None:
         stream = self.streams.get(header.stream)
         if stream is None:
             # Its opening may be on its way on another channel.
             is_early = not self._is_ours(header.stream) and header.consumed + header.ahead <= 1
             if not is_early and not self._was(header.stream):
-                raise BadFrame(
-                    f"an acknowledgement for stream {header.stream}, which nobody opened"
-                )
+                raise BadFrame(f"an acknowledgement for stream {header.stream}, not open yet")
         elif stream.outbox.acknowledge(header.consumed, header.ahead):
             if stream.outbox.is_drained:
                 stream.sent.notify_all()
@@ -329,17 +334,15 @@ class Traffic:
         if header.flags & frames.OPEN:
             stream.service = frames.text(memoryview(data)[: header.length])
         piece = Piece(header.flags, data, header.length)
-        is_more = inbox.insert(header.number, piece)
-        self._kept += inbox.cost - before
+        is_complete = inbox.insert(header.number, piece)
+        self._consumed(stream, before)
         if header.flags & frames.OPEN:
             self.collect(stream)
             self.release(stream)
             self._came.append(stream)
             self._accepting.notify()
-        if is_more:
+        if is_complete:
             stream.arrived.notify()
-        elif header.flags & frames.ASK:
-            inbox.ack_due = True
 
     def _find(self, number: int) -> Stream | None:
         """The stream; made if it is a new one of the peer's. None if it has ended. BadFrame."""
@@ -374,6 +377,7 @@ class Traffic:
         stream = self._find(number)
         if stream is not None:
             self._break(stream, reason)
+        self._resets.pop(number, None)  # both did at once: it knows
         self._say_gone(number)
 
     def _peer_gone(self, number: int) -> None:
@@ -391,6 +395,8 @@ class Traffic:
                 self._break(stream, "the other end does not know it any more")
 
     def _say_gone(self, number: int) -> None:
+        if number in self._resets:
+            return  # that is what it shall hear
         if len(self._gone_due) < _LATE:
             self._gone_due[number] = None
             self.wake()
