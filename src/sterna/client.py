@@ -167,6 +167,10 @@ class Client:
         """Send `body` (JSON types) and return the answer's JSON; None if it has none."""
         return self._ask("POST", path, body, wait_s)
 
+    def patch(self, path: str, body: Any) -> Any:
+        """Send changes (JSON types) and return the answer's JSON."""
+        return self._ask("PATCH", path, body, CHANGE_S)
+
     def delete(self, path: str, query: Mapping[str, Any] | None = None) -> Any:
         return self._ask("DELETE", path + _query(query), None, CHANGE_S)
 

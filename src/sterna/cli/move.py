@@ -29,6 +29,7 @@ def _places(context: click.Context, parameter: click.Parameter, incomplete: str)
         "sterna move web host-b --max-downtime 100ms --bandwidth 1Gbit",
         "sterna move web host-b --pool fast --disk vdb=archive:raw",
         "sterna move web host-b --keep-source --keep-for 48h",
+        "sterna move web host-b --carrier compression",
         "sterna move web host-b --deadline 10m -o json | tail -n 1",
         "sterna move web --storage fast",
         "sterna move web --storage vda=fast vdb=archive:raw --keep-source",
@@ -90,6 +91,12 @@ def _places(context: click.Context, parameter: click.Parameter, incomplete: str)
     help="How disks of a running VM go: by QEMU's mirror; or as frozen files, compressed, which a "
     "second try goes on with, and a mirror of what is written meanwhile.",
 )
+@click.option(
+    "--carrier",
+    type=click.Choice(["auto", "direct", "compression"]),
+    help="How memory and disks of a running VM go: from QEMU to QEMU; or through relays that send "
+    "only what the target lacks. Default: auto, by what is measured.",
+)
 @click.option("--detach", is_flag=True, help="Print the operation's id and do not wait.")
 @click.pass_obj
 def move(
@@ -129,6 +136,7 @@ def _host(where: tuple[str, ...], wished: Mapping[str, Any]) -> dict[str, Any]:
         "pool": wished["pool"],
         "disks": dict(wished["places"]) or None,
         "disk_copy": wished["disk_copy"],
+        "carrier": wished["carrier"],
     }
     return {"target": where[0]} | _given(given) | _common(wished)
 

@@ -9,7 +9,7 @@ import click
 
 from sterna.cli import complete
 from sterna.cli.command import Settings, command, group
-from sterna.cli.values import duration
+from sterna.cli.values import duration, limit
 
 if TYPE_CHECKING:
     from sterna.client import Client
@@ -136,6 +136,45 @@ def cancel(settings: Settings, operation: str, waits: bool) -> int:
     else:
         line(f"cancelling {snapshot['id']}; wait for it with: sterna op wait {snapshot['id']}")
     return 0
+
+
+@command(
+    op,
+    "set",
+    "sterna op set 3f2a --bandwidth 200Mbit",
+    "sterna op set 3f2a --bandwidth none --max-downtime 500ms",
+)
+@live_operation
+@click.option(
+    "--bandwidth",
+    type=limit,
+    metavar="RATE",
+    help="Use at most so much: 100MB (a second), 1Gbit; or none, to lift the limit.",
+)
+@click.option(
+    "--max-downtime", type=duration, metavar="DURATION", help="Longest pause that is aimed for."
+)
+@click.pass_obj
+def set_(
+    settings: Settings, operation: str, bandwidth: int | str | None, max_downtime: float | None
+) -> None:
+    """Change the limits of a move while it is under way."""
+    from sterna.cli.output import document, line  # noqa: PLC0415 - start-up time
+
+    if bandwidth is None and max_downtime is None:
+        problem = "Say what shall change: --bandwidth, --max-downtime."
+        raise click.UsageError(problem, click.get_current_context())
+    changes = {
+        "bandwidth": bandwidth,
+        "max_downtime_ms": None if max_downtime is None else round(max_downtime * 1000),
+    }
+    client = settings.client()
+    given = {key: value for key, value in changes.items() if value is not None}
+    snapshot = client.patch(_path(client, operation), given)
+    if settings.is_json:
+        document(snapshot)
+    else:
+        line(f"changed {snapshot['id']}; follow it with: sterna op wait {snapshot['id']}")
 
 
 @command(op, "resolve", "sterna op resolve 3f2a", "sterna op resolve 3f2a --fenced --yes")

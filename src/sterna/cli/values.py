@@ -44,6 +44,11 @@ def rate(value: Any) -> int:
     return size(text.removesuffix("/s"))
 
 
+def limit(value: Any) -> int | str:
+    """A `rate`, or `none`."""
+    return "none" if str(value).strip().lower() == "none" else rate(value)
+
+
 def duration(value: Any) -> float:
     """Seconds of `300ms`, `90s`, `10m` or `2h`; a bare number is seconds."""
     match = _DURATION.fullmatch(str(value).strip())

@@ -46,6 +46,12 @@ class NotCancellable(Conflict):
     hint = "Wait for it with: sterna op wait {operation}"
 
 
+class NotAdjustable(Conflict):
+    code = "operation.not-adjustable"
+    text = "operation {operation} ({kind}) has nothing that can be changed now"
+    hint = "Limits can be changed of a move to another host, until its handover"
+
+
 class Stopping(Unreachable):
     """The daemon is on its way down and begins nothing new."""
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
 
 from sterna.model.disk import STRICT, ImageFormat
 from sterna.model.vm import Size
+from sterna.units import parse_size
 
 DEFAULT_MAX_DOWNTIME_MS = 300  # a pause that few protocols and no person notices
 DEFAULT_KEEP_DAYS = 7.0  # a week shows whether all went well
@@ -25,6 +28,13 @@ OnStall = Literal["auto", "wait", "throttle", "abort"]
 
 # direct: QEMU to QEMU. compression: by relays that send only what the target lacks. auto: measured.
 Carrier = Literal["auto", "direct", "compression"]
+
+
+def _parse_limit(value: object) -> int:
+    return 0 if value in ("none", 0) else parse_size(value)
+
+
+Limit = Annotated[int, BeforeValidator(_parse_limit)]
 
 
 class Phase(StrEnum):
@@ -69,13 +79,29 @@ class MoveWishes:
     carrier: Carrier = "auto"  # of a VM that runs
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_downtime_ms <= 2_000_000:  # QEMU's own limit
-            raise ValueError(
-                f"max_downtime_ms is {self.max_downtime_ms}; it must be between 1 and 2000000"
-            )
+        _require_downtime(self.max_downtime_ms)
         if self.deadline_s is not None and self.deadline_s <= 0:
             raise ValueError(f"deadline_s is {self.deadline_s}; it must be more than zero")
         _require_limits(self.parallel_disks, self.keep_days)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adjustment:
+    """Wishes that may change while a move is under way. Body of PATCH /v1/operations/{operation}.
+
+    What is left out stays as it is.
+    """
+
+    __pydantic_config__ = STRICT
+
+    max_downtime_ms: int | None = None
+    bandwidth: Limit | None = None  # bytes/s; "none": lift the limit, which reads as 0 then
+
+    def __post_init__(self) -> None:
+        if self.max_downtime_ms is not None:
+            _require_downtime(self.max_downtime_ms)
+        if self.max_downtime_ms is None and self.bandwidth is None:
+            raise ValueError("say what shall change: bandwidth, max_downtime_ms")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +125,11 @@ class StorageWishes:
         if not self.pool and not any(wish.pool or wish.format for wish in self.disks.values()):
             raise ValueError("name a pool, or where at least one disk shall go")
         _require_limits(self.parallel_disks, self.keep_days)
+
+
+def _require_downtime(ms: int) -> None:
+    if not 1 <= ms <= 2_000_000:  # QEMU's own limit
+        raise ValueError(f"max_downtime_ms is {ms}; it must be between 1 and 2000000")
 
 
 def _require_limits(parallel_disks: int, keep_days: float) -> None:
@@ -125,6 +156,18 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelProgress:
+    """One channel of a link at one moment."""
+
+    local: str
+    remote: str
+    state: str  # up, stalled, down
+    rate: float = 0.0  # bytes/s out, on the wire
+    rtt_ms: float = 0.0
+    reason: str = ""  # why it is down
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DiskProgress:
     """One sample of copying disks: the sum over all that travel, files and mirrors. Bytes."""
 
@@ -135,6 +178,17 @@ class DiskProgress:
     total: int = 0
     rate: float = 0.0  # bytes/s over the last samples
     disks: dict[str, float] = field(default_factory=dict)  # name -> share that is done, 0 to 1
+    bytes_wire: int = 0
+    # The carrier's; `wire` are bytes on the network with all headers.
+    carrier: str = ""
+    limit: int | None = None  # bytes/s on the wire
+    is_limited: bool = False  # that is what holds it back now
+    wire_rate: float = 0.0  # bytes/s
+    link: str = ""  # up or down; empty: QEMU's own connection
+    down_s: float = 0.0  # so long
+    channels: tuple[ChannelProgress, ...] = ()
+    ratio: float | None = None  # bytes on the wire for a byte of the guest's, so far
+    pages: dict[str, int] = field(default_factory=dict)  # sent so far, by what became of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +205,16 @@ class MemoryProgress:
     rounds: int = 0
     expected_pause_ms: float | None = None
     bytes_wire: int = 0
+    # The carrier's; `wire` are bytes on the network with all headers.
+    carrier: str = ""
+    limit: int | None = None  # bytes/s on the wire
+    is_limited: bool = False  # that is what holds it back now
+    wire_rate: float = 0.0  # bytes/s
+    link: str = ""  # up or down; empty: QEMU's own connection
+    down_s: float = 0.0  # so long
+    channels: tuple[ChannelProgress, ...] = ()
+    ratio: float | None = None  # bytes on the wire for a byte of the guest's, so far
+    pages: dict[str, int] = field(default_factory=dict)  # sent so far, by what became of them
     allowed_pause_ms: float = 0.0  # the policy's, up to the user's maximum
     throttle: int = 0  # percent of its time that the guest is kept from running
     action: str = ""  # what the policy did last, and why

@@ -20,6 +20,8 @@ from sterna.qemu.nodes import Options
 from sterna.qemu.sockets import delivery_rate, sent_bytes
 from sterna.vms.machine import VM
 
+UNLIMITED = 16 << 30  # bytes/s; QEMU's default would be 128 MiB/s
+DISKS = "nbd"  # the service of a link that carries QEMU's disks
 OUT_KEY = "move-out"  # credentials of QEMU as a move's source
 IN_KEY = "move-in"  # and as its target
 _KEY_USER = "qemu"  # the name that QEMU gives itself when it shows a pre-shared key
@@ -136,8 +138,8 @@ class Carriage(abc.ABC):
         """Until cancelled. Raises when the path has failed."""
 
     @abc.abstractmethod
-    async def end(self) -> None:
-        """Nothing of it is left here."""
+    async def end(self, *, is_undone: bool = True) -> None:
+        """Nothing of it is left here. `is_undone`: because the move is, perhaps by its failure."""
 
 
 class Direct(Carriage):
@@ -145,11 +147,11 @@ class Direct(Carriage):
 
     kind: CarrierKind = "direct"
 
-    def __init__(self, vm: VM, host: str, *, is_encrypted: bool, limit: int | None = None) -> None:
+    def __init__(self, vm: VM, host: str, *, is_encrypted: bool) -> None:
         self._vm = vm
         self._host = host
         self._is_encrypted = is_encrypted
-        self._limit = limit  # bytes/s, of QEMU
+        self._limit: int | None = None  # bytes/s, of QEMU
         self._opened: ReservationStatus | None = None
         self._has_key = False
 
@@ -180,6 +182,12 @@ class Direct(Carriage):
             return None
         return delivery_rate(self._vm.process.pid, self._opened.port) or None
 
+    async def limit(self, bytes_s: int | None) -> None:
+        self._limit = bytes_s
+        if self._opened is not None:
+            with contextlib.suppress(VMLost, QEMULost):  # whoever moves it is told elsewhere
+                await self._vm.qmp.migrate_set_parameters(**{"max-bandwidth": bytes_s or UNLIMITED})
+
     def disk(self, node: str, export: str) -> Options:
         opened = self._there()
         server = inet(opened.address, opened.nbd_port)
@@ -195,7 +203,7 @@ class Direct(Carriage):
             raise AssertionError("begin comes first")
         return self._opened
 
-    async def end(self) -> None:
+    async def end(self, *, is_undone: bool = True) -> None:  # noqa: ARG002
         if self._has_key:
             with contextlib.suppress(SternaError):
                 await forget_key(self._vm, OUT_KEY)

@@ -99,7 +99,7 @@ class Mirrors:
         self.synced = asyncio.Event()
         self._blocks = blocks
         self._parallel = min(wishes.parallel_disks, len(plans))
-        self._speed = max(1, wishes.bandwidth // self._parallel) if wishes.bandwidth else 0
+        self._speed = self._split(wishes.bandwidth)
         self._report = report
         self._probe = probe  # whether the target's QEMU answers; within a second
         self._is_link_down = is_link_down  # then they wait for it, as long as it may be away
@@ -111,6 +111,16 @@ class Mirrors:
     def _plan(plan: Mirroring) -> _One:
         node = f"to-{plan.disk.name}"
         return _One(plan=plan, job=f"mirror-{node}", node=node)
+
+    def _split(self, bandwidth: int | None) -> int:
+        return max(1, bandwidth // self._parallel) if bandwidth else 0
+
+    async def limit(self, bandwidth: int | None) -> None:
+        """All together may use so many bytes/s from now on."""
+        self._speed = self._split(bandwidth)
+        for one in self._all:
+            if one.is_begun:
+                await self._blocks.set_speed(one.job, self._speed)
 
     @property
     def transferred(self) -> int:

@@ -30,19 +30,33 @@ from sterna.errors import (
 )
 from sterna.model.disk import node_name
 from sterna.model.host import HostFacts
-from sterna.model.move import DiskProgress, MemoryProgress, MoveWishes, Phase
+from sterna.model.move import Adjustment, DiskProgress, MemoryProgress, MoveWishes, Phase
 from sterna.model.operation import Operation
 from sterna.model.reservation import GIVEN_UP, ReservationStatus
 from sterna.model.vm import OwnershipState
-from sterna.move import capabilities, checks, files, handover, memory, offer, seed
-from sterna.move.carriage import Carriage, Direct
+from sterna.move import (
+    capabilities,
+    carriers,
+    checks,
+    files,
+    handover,
+    memory,
+    offer,
+    probe,
+    seed,
+)
+from sterna.move.carriers import Choice
 from sterna.move.disks import Mirrors
+from sterna.move.limits import Limits, Member
 from sterna.move.peer import Peer, Peers
+from sterna.move.relayed import carriage
 from sterna.move.report import Report
 from sterna.move.travel import Travel, measure, plan, shared_pools
 from sterna.move.undo import Undo
 from sterna.move.watch import Watch
 from sterna.operations.runner import Job
+from sterna.tasks import finish
+from sterna.units import format_duration, format_rate
 from sterna.vms.machine import QUIT_TIMEOUT_S, VM
 from sterna.vms.service import VMs
 
@@ -59,6 +73,7 @@ class Moves:
         self._peers = peers
         self._gather = gather
         self._seeds = seeds
+        self._limits = Limits(vms.config.migration.limit)
 
     async def begin(self, ref: str, wishes: MoveWishes) -> Operation:
         """Plan the move of a VM and start it as an operation.
@@ -68,19 +83,22 @@ class Moves:
         vm = self._vms.get(ref)
         self._vms.require_idle(vm)
         with vm.lease(f"a move to {wishes.target} is being planned"):
-            peer, travel, warnings = await self._plan(vm, wishes)
+            peer, travel, choice, warnings = await self._plan(vm, wishes)
             is_sown, why = await self._choose(vm, travel, wishes)
 
         async def go(job: Job) -> dict[str, Any]:
             for warning in warnings:
                 job.warn(warning)
+            go_with: dict[str, Any] = {
+                "job": job, "vms": self._vms, "limits": self._limits, "choice": choice,
+            }  # fmt: skip
             if not is_sown:
-                return await Move(vm, peer, wishes, travel, job=job, vms=self._vms).run()
+                return await Move(vm, peer, wishes, travel, **go_with).run()
             job.log(f"its disks are frozen and sent as files: {why}")
             await self._seeds.sow(vm, job)
-            _, sown, _ = await self._plan(vm, wishes)
+            _, sown, _, _ = await self._plan(vm, wishes)
             sown = replace(sown, is_sown=True)
-            return await Move(vm, peer, wishes, sown, job=job, vms=self._vms).run()
+            return await Move(vm, peer, wishes, sown, **go_with).run()
 
         async def work(job: Job) -> dict[str, Any]:
             try:
@@ -104,13 +122,16 @@ class Moves:
         free = {facts.pool.name: facts.free for facts in await self._vms.launcher.pools.facts()}
         return seed.choose(travel, wishes, bitmaps, free)
 
-    async def _plan(self, vm: VM, wishes: MoveWishes) -> tuple[Peer, Travel, list[str]]:
+    async def _plan(
+        self, vm: VM, wishes: MoveWishes
+    ) -> tuple[Peer, Travel, Choice | None, list[str]]:
         is_here = wishes.target == self._vms.config.name
         peer = None if is_here else self._peers.get(wishes.target)
-        source, target, info = await asyncio.gather(  # at once: each takes a moment
+        source, target, info, link = await asyncio.gather(  # at once: each takes a moment
             self._gather(),
             self._nothing() if peer is None else peer.facts(),
             self._nothing() if vm.process is None else vm.qmp.query_migrate(),
+            self._nothing() if peer is None or vm.process is None else probe.measure(peer),
         )
         target = target or source
         process = vm.record.process
@@ -139,14 +160,34 @@ class Moves:
         # What only the target can see: names and files that are there, the state of its VMs.
         question = offer.reservation(vm, self._vms, travel)
         found += checks.refuse_blockers(question.spec.name, peer.name, await peer.check(question))
-        return peer, travel, [finding.finding for finding in found]
+        measured = carriers.Measured(
+            link=link,
+            used=vm.process.resident() if vm.process is not None else 0,
+            disks=sum(mirror.offer.allocated for mirror in travel.mirrors),
+            idle_here=source.cpus_idle,
+            idle_there=target.cpus_idle,
+            limit=wishes.bandwidth,
+            max_pause_s=wishes.max_downtime_ms / 1000,
+        )
+        wished = "direct" if wishes.carrier == "auto" else wishes.carrier  # XXX
+        choice = carriers.choose(wished, measured) if vm.process is not None else None
+        return peer, travel, choice, [finding.finding for finding in found]
 
 
 class Move:
     """One move of one VM."""
 
     def __init__(  # noqa: PLR0913 - what, where to, how, and who does it
-        self, vm: VM, peer: Peer, wishes: MoveWishes, travel: Travel, *, job: Job, vms: VMs
+        self,
+        vm: VM,
+        peer: Peer,
+        wishes: MoveWishes,
+        travel: Travel,
+        *,
+        job: Job,
+        vms: VMs,
+        limits: Limits,
+        choice: Choice | None,
     ) -> None:
         self.vm = vm
         self.peer = peer
@@ -159,19 +200,21 @@ class Move:
         self._mirrors: Mirrors | None = None
         self._bitmaps: offer.Bitmaps = {}  # that travel
         self._opened: ReservationStatus | None = None
-        encrypted = vms.config.migration.encryption == "required"
-        self.carriage: Carriage = Direct(
-            vm, vms.config.name, is_encrypted=encrypted, limit=wishes.bandwidth
+        self._limits = limits
+        self._share: int | None = wishes.bandwidth  # bytes/s that it may use now
+        self.carriage = carriage(choice.kind if choice else "direct", vm, vms.config, job.log)
+        self.report = Report(
+            source=vms.config.name, target=peer.name, is_live=self.is_live, choice=choice
         )
-        self.report = Report(source=vms.config.name, target=peer.name, is_live=self.is_live)
 
     async def run(self) -> dict[str, Any]:
         """The report of a success. Raises MoveFailed, MoveCancelled, MoveLeftovers."""
         undo = Undo(self.job)
         try:
-            async with undo:
+            async with undo, self._limits.member(self._share, self._limit) as member:
                 await self._reserve(undo)
-                await self._carry(undo)
+                with self.job.adjustable(lambda wished: self._adjust(member, wished)):
+                    await self._carry(undo)
                 await self._hand_over(undo)
         except Fenced as error:
             self.job.warn(error.message)
@@ -181,7 +224,31 @@ class Move:
         except BaseException as error:
             self._explain(error, undo)
             raise
+        finally:
+            await finish(self.carriage.end(is_undone=False))
         return self.report.finish()
+
+    async def _limit(self, share: int | None) -> None:
+        """From now on it may use so many bytes/s of the wire."""
+        self._share = share
+        await self.carriage.limit(share)
+        if self._mirrors is not None and not self.carriage.limits_itself:
+            await self._mirrors.limit(share)
+
+    async def _adjust(self, member: Member, wished: Adjustment) -> None:
+        """The user wants other limits."""
+        if wished.max_downtime_ms is not None:
+            self.wishes = replace(self.wishes, max_downtime_ms=wished.max_downtime_ms)
+        if wished.bandwidth is not None:
+            bandwidth = wished.bandwidth or None
+            self.wishes = replace(self.wishes, bandwidth=bandwidth)
+            await member.ask(bandwidth)
+        self.job.log(_adjusted(wished))
+
+    def _qemus_wishes(self) -> MoveWishes:
+        """What QEMU itself shall keep to."""
+        share = None if self.carriage.limits_itself else self._share
+        return replace(self.wishes, bandwidth=share)
 
     def _explain(self, error: BaseException, undo: Undo) -> None:
         """Raise what the user should read instead of `error`."""
@@ -211,7 +278,7 @@ class Move:
             raise MoveFailed(
                 **names,
                 phase=self.job.phase,
-                reason=error.message + self._words_of_target(error),
+                reason=(self.carriage.failure or error.message) + self._words_of_target(error),
                 fix=error.advice or "It may be tried again at any time",
             ) from error
 
@@ -316,7 +383,7 @@ class Move:
         mirrors = self._mirrors = Mirrors(
             self.vm.blocks,
             self.travel.mirrors,
-            self.wishes,
+            self._qemus_wishes(),
             report=self._disk_progress,
             probe=lambda: self.peer.answers(self.job.id),
             is_link_down=lambda: self.carriage.is_link_down,
@@ -360,7 +427,7 @@ class Move:
         async with self.job.step("memory") as step, self.report.phase(Phase.MEMORY):
             undo.push("continue the guest", lambda: self._if_alive(vm.resume_as_recorded))
             undo.push("end the migration of its memory", lambda: self._if_alive(self._abort))
-            await memory.prepare(vm.qmp, self.wishes, dict(caps), mapping)
+            await memory.prepare(vm.qmp, self._qemus_wishes(), dict(caps), mapping)
             state = await memory.precopy(
                 vm.qmp,
                 self.carriage.uri,
@@ -382,6 +449,7 @@ class Move:
             disks_ms=lambda: mirrors.drain_ms if mirrors is not None else 0.0,
             say=self.job.log,
             deadline_s=None if deadline is None else deadline - self.job.elapsed,
+            max_downtime_ms=lambda: self.wishes.max_downtime_ms,
         )
 
     async def _abort(self) -> None:
@@ -415,6 +483,7 @@ class Move:
                 if self.is_live:
                     with contextlib.suppress(SternaError):  # figures are never worth an error
                         self.report.migrated(await memory.figures(vm.qmp))
+                    await self._close()
                 for warning in answer.warnings:
                     self.job.warn(warning)
                 step.say(self.report.pause_sentence(vm.name))
@@ -422,6 +491,13 @@ class Move:
             async with self.job.step("tidy") as step, self.report.phase(Phase.TIDY):
                 await tidy(vm, self.vms, self.job)
                 step.say(f"nothing of {vm.name} is left on {self.vms.config.name}")
+
+    async def _close(self) -> None:
+        """The way to the target is not needed any more; what it counted is."""
+        await self.carriage.end(is_undone=False)
+        view = self.carriage.view()
+        known: dict[str, Any] = {key: view[key] for key in ("ratio", "pages") if key in view}
+        self.report.carried(self.carriage.wire_bytes(), known)
 
     async def _last_copy(self) -> None:
         vm = self.vm
@@ -445,11 +521,13 @@ class Move:
                 self.job.warn(f"traffic may need seconds to follow {self.vm.name}: {error}")
 
     def _progress(self, sample: MemoryProgress) -> None:
-        self.job.sample(sample)
+        view = self.carriage.view() | {"limit": self._share, "carrier": self.carriage.kind}
+        self.job.sample(replace(sample, time_s=round(self.job.elapsed, 3), **view))
 
     def _disk_progress(self, sample: DiskProgress) -> None:
         if self.job.phase == Phase.DISKS:
-            self.job.sample(replace(sample, time_s=round(self.job.elapsed, 3)))
+            view = self.carriage.view() | {"limit": self._share, "carrier": self.carriage.kind}
+            self.job.sample(replace(sample, time_s=round(self.job.elapsed, 3), **view))
 
 
 async def tidy(vm: VM, vms: VMs, job: Job) -> None:
@@ -465,6 +543,17 @@ async def remove_departed(vm: VM, vms: VMs) -> None:
         await vms.kept.clear(vm.id, vm.record.departing)
         await vm.write(departing=())
     vms.launcher.remove_files(vm.record.spec)
+
+
+def _adjusted(wished: Adjustment) -> str:
+    """What was changed, for the log."""
+    said = []
+    if wished.bandwidth is not None:
+        rate = f"at most {format_rate(wished.bandwidth)}" if wished.bandwidth else "no limit"
+        said.append(rate)
+    if wished.max_downtime_ms is not None:
+        said.append(f"a pause of at most {format_duration(wished.max_downtime_ms / 1000)}")
+    return f"changed by its user: {' and '.join(said)}"
 
 
 def _first(error: BaseException) -> BaseException:

@@ -158,6 +158,8 @@ class Incoming:
                 await self._refuse(arrival, str(error))
                 raise
             arrival.answer, arrival.ground = answer, ground
+            name = f"the way on which {arrival.vm.name} comes"
+            self._vms.runner.background(ground.watch(), name)
             self._write_back(arrival)
             return answer
 

@@ -10,12 +10,15 @@ import abc
 import asyncio
 import secrets
 
+from sterna.carrier.control import MEMORY, Role, Start
+from sterna.carrier.process import Relay
 from sterna.config import Config
 from sterna.errors import Failed
-from sterna.model.reservation import CarrierReady, Reservation, ReservationStatus
+from sterna.model.reservation import CarrierReady, Endpoint, Reservation, ReservationStatus
 from sterna.model.vm import OwnershipState
-from sterna.move.carriage import IN_KEY, forget_key, use_key
+from sterna.move.carriage import DISKS, IN_KEY, forget_key, use_key
 from sterna.qemu.sockets import listening_ports
+from sterna.security import pair
 from sterna.vms.machine import VM
 
 KEY_BYTES = 32  # of a pre-shared key: AES-256's worth
@@ -42,6 +45,9 @@ class Landing(abc.ABC):
     @abc.abstractmethod
     async def listen(self) -> ReservationStatus:
         """Have QEMU wait for the memory; what the source must know."""
+
+    async def watch(self) -> None:  # noqa: B027 - QEMU's end tells it all
+        """Until it is over; sets `failed`, with a reason in `failure`, if that was too early."""
 
     @abc.abstractmethod
     async def end(self) -> None:
@@ -102,6 +108,67 @@ class DirectLanding(Landing):
             self._key = ""
 
 
+class RelayedLanding(Landing):
+    """A relay listens on the network, and QEMU on Unix sockets that the relay connects to."""
+
+    def __init__(self, vm: VM, reservation: Reservation, settings: Config) -> None:
+        super().__init__(vm, reservation, settings)
+        folder = vm.paths.directory
+        self._memory, self._disks = folder / "arriving-memory", folder / "arriving-disks"
+        self._relay: Relay | None = None
+        self._pair = pair.make()
+
+    @property
+    def _cache(self) -> int:
+        return min(self.settings.migration.cache, self.reservation.carrier.cache_bytes)
+
+    async def prepare(self) -> None:
+        start = Start(
+            role=Role.TARGET,
+            certificate=self._pair.certificate,
+            key=self._pair.key,
+            peer_certificate=self.reservation.carrier.certificate,
+            addresses=self.settings.migration_addresses,
+            services={MEMORY: str(self._memory), DISKS: str(self._disks)},
+            cache_bytes=self._cache,
+            grace_s=self.settings.migration.grace,
+        )
+        self._relay = await Relay.start(start, log=self.vm.paths.directory / "relay.log")
+
+    async def export(self) -> None:
+        await self.vm.blocks.nbd_server_start(len(self.reservation.mirrors), path=str(self._disks))
+
+    async def listen(self) -> ReservationStatus:
+        await self.vm.qmp.migrate_incoming(f"unix:{self._memory}")
+        if self._relay is None:
+            raise AssertionError("prepare comes first")
+        there = tuple(Endpoint(address=one.address, port=one.port) for one in self._relay.endpoints)
+        ready = CarrierReady(
+            kind="compression",
+            certificate=self._pair.certificate,
+            endpoints=there,
+            cache_bytes=self._cache,
+        )
+        return self._status(address=self.settings.migration_address, carrier=ready)
+
+    async def watch(self) -> None:
+        relay = self._relay
+        if relay is None:
+            return
+        await relay.ended.wait()
+        if self._relay is None:  # by `end`
+            return
+        words = relay.failure or "its source has closed the link"
+        self.failure = f"the relay of {self.settings.name} has ended: {words}"
+        self.failed.set()
+
+    async def end(self) -> None:
+        relay, self._relay = self._relay, None
+        if relay is not None:
+            await relay.stop()
+
+
 def landing(vm: VM, reservation: Reservation, settings: Config) -> Landing:
     """For the carrier that the source has chosen."""
-    return DirectLanding(vm, reservation, settings)
+    kind = RelayedLanding if reservation.carrier.kind == "compression" else DirectLanding
+    return kind(vm, reservation, settings)

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 Stop = Literal["", "user", "shutdown"]
+Adjust = Callable[[Any], Awaitable[None]]  # takes new wishes, of a type that its kind knows
 
 
 class Live:
@@ -44,6 +45,7 @@ class Live:
         self.closing = False  # cancel as soon as the shields are down
         self.cancellable = operation.cancellable
         self.warnings: list[str] = []
+        self.adjust: Adjust | None = None  # while its wishes may change
         self.began = clock.monotonic()
         self._journal = journal
         self._hub = hub
@@ -207,6 +209,15 @@ class Job:
                 if live.closing and not live.stop and live.task:
                     live.stop = "shutdown"
                     live.task.cancel()
+
+    @contextlib.contextmanager
+    def adjustable(self, adjust: Adjust) -> Iterator[None]:
+        """Inside, `adjust` is called with each change of wishes that a user asks for."""
+        self._live.adjust = adjust
+        try:
+            yield
+        finally:
+            self._live.adjust = None
 
     def unknown(self, error: SternaError) -> None:
         """The outcome cannot be known for now; the work goes on to find out."""

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from sterna import clock
 from sterna.errors import (
+    NotAdjustable,
     NotCancellable,
     OperationEnded,
     OperationExists,
@@ -279,6 +280,20 @@ class Runner:
         live.stop = "user"
         live.change(state=OperationState.CANCELLING)
         live.task.cancel()
+        return live.operation
+
+    async def adjust(self, operation: str, wishes: Any) -> Operation:
+        """Change what is wished for of an operation under way.
+
+        Raises OperationNotFound, OperationEnded, NotAdjustable, and what its work says to it.
+        """
+        live = self._live.get(operation)
+        if live is None:
+            found = await self.get(operation)
+            raise OperationEnded(operation=operation, state=found.state)
+        if live.adjust is None or live.stop:
+            raise NotAdjustable(operation=operation, kind=live.operation.kind)
+        await live.adjust(wishes)
         return live.operation
 
     def _settle(self, live: Live, task: asyncio.Task[dict[str, Any]]) -> None:

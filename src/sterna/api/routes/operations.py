@@ -13,6 +13,7 @@ from sterna.api.services import Doubts, Here
 from sterna.api.views import Resolution
 from sterna.errors import BadSpec
 from sterna.model.doubt import Doubt
+from sterna.model.move import Adjustment
 from sterna.model.operation import LogLine, Operation, OperationState
 
 MAX_WAIT_S = 300.0  # proxies and firewalls cut silent connections at about that
@@ -92,6 +93,12 @@ async def events(
 async def cancel(operation: str, here: Here) -> Response:
     """Ask it to stop and undo; the answer comes at once, the end later."""
     return accepted(await here.operations.cancel(operation))
+
+
+@router.patch("/{operation}", response_model=Operation)
+async def adjust(operation: str, here: Here, body: Adjustment) -> Response:
+    """Change the limits of a move that is under way; they hold when this returns."""
+    return answer(await here.operations.adjust(operation, body))
 
 
 @router.get("/{operation}/doubt", response_model=Doubt)
