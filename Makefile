@@ -9,7 +9,7 @@ ROOT := $(shell test "$$(id -u)" = 0 || echo sudo env PYTHONDONTWRITEBYTECODE=1)
 PYTEST = $(BIN)/python -m pytest
 ROOT_PYTEST = $(ROOT) $(PYTEST) -p no:cacheprovider
 
-.PHONY: help setup setup-dev install demo test lint format unit model golden functional faults crashes ui bench docs \
+.PHONY: help setup setup-dev install demo test lint format unit model golden functional faults crashes ui bench bench-carriers docs \
 	clean distclean
 
 help: ## this list
@@ -67,6 +67,11 @@ bench: setup-dev ## start of the command line; moves beside QEMU's own, virsh an
 	$(BIN)/python bench/startup.py
 	$(ROOT) $(BIN)/python bench/pause.py --check
 	$(ROOT) $(BIN)/python bench/disks.py --check
+	$(ROOT) $(BIN)/python bench/carriers.py --quick --check
+	$(ROOT) $(BIN)/python bench/channels.py --check
+
+bench-carriers: setup-dev ## all guests, links and carriers beside QEMU's own migrate and virsh (40 minutes)
+	$(ROOT) $(BIN)/python bench/carriers.py --check
 
 docs: ## the documentation, as HTML in docs/_build/html
 	@scripts/setup docs

@@ -195,7 +195,12 @@ def line(move: dict[str, Any]) -> str:
     total = f"{move['total_s']:7.2f} s" if move["finished"] else " not done"
     felt = f"felt {move['felt_ms']:6.0f} ms" if "felt_ms" in move else " " * 14
     work = f"work {move['work_before_mb_s']:5.0f} -> {move['work_during_mb_s']:5.0f} MB/s"
-    why = f"  {move['error']}" if "error" in move else ""
+    by = (
+        f"  by {move['report']['carrier']}"
+        if move.get("way") == "auto" and "report" in move
+        else ""
+    )
+    why = f"  {move['error']}" if "error" in move else by
     return f"{move['way']:<20}{total}  {move['bytes_wire'] / 1e6:8.1f} MB  {felt}  {work}{why}"
 
 
