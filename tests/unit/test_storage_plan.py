@@ -150,6 +150,16 @@ def test_a_template_that_the_pool_has_needs_no_room():
     assert ids(question(ALL, pools=facts)) == ["storage.no-room"]
 
 
+def test_two_templates_of_one_name_are_not_taken_for_one():
+    disk = replace(VDB, pool="old", volume="b.qcow2", format="qcow2", base=VDA.base)
+    two = replace(NO_POINTS, spec=replace(RECORD.spec, disks=(VDA, disk)))
+    sizes = OWN | {Volume(pool="old", volume=name): (1, 1) for name in ("b.qcow2", "debian.qcow2")}
+    assert ids(question(ALL, two, sizes=sizes)) == ["storage.same-name"]
+    same = replace(NO_POINTS, spec=replace(RECORD.spec, disks=(VDA, replace(disk, pool="slow"))))
+    sizes = OWN | {Volume(pool="slow", volume="b.qcow2"): (1, 1)}
+    assert ids(question(ALL, same, sizes=sizes)) == []
+
+
 def test_a_template_that_is_just_being_made_for_another_vm_is_not_relied_on():
     base = Volume(pool="fast", volume="debian.qcow2")
     asked = question(ALL, NO_POINTS, making={base: "db"})

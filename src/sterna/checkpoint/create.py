@@ -14,6 +14,8 @@ both say the same.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from dataclasses import replace
 from typing import Any
 
@@ -66,9 +68,9 @@ def new_volume(vm: str, disk: Disk, identity: str) -> Volume:
 async def make_overlay(vms: VMs, place: Volume, below: Image) -> None:
     """An empty image of the same size, over `below` in the same pool."""
     pools = vms.launcher.pools
-    found = await image.info(pools.volume_path(place.pool, below.volume))
+    size = await image.size_of(pools.volume_path(place.pool, below.volume), below.format)
     path = pools.volume_path(place.pool, place.volume)
-    await image.create(path, "qcow2", found.size, below)
+    await image.create(path, "qcow2", size, below)
 
 
 class Creation:
@@ -109,6 +111,8 @@ class Creation:
         if self._memory is not None and vm.process is not None:
             await self._memory.require_room()
         is_live = vm.process is not None
+        if not is_live:
+            await asyncio.to_thread(self._require_unused)
         undo = self.undo
         async with undo:
             undo.push("remove the files that were made", self._remove_made)
@@ -123,6 +127,18 @@ class Creation:
                 state = await self._memory.link(vm.record.saved)
             await self._settle(state)
         return self._report(state)
+
+    def _require_unused(self) -> None:
+        """What is frozen must not change any more. Raises CheckpointRefused."""
+        for disk in self._disks:
+            path = self._vms.launcher.pools.volume_path(disk.pool, disk.volume)
+            with contextlib.suppress(OSError):  # not there: what follows says so
+                if image.is_in_use(path):
+                    raise CheckpointRefused(
+                        vm=self._vm.name,
+                        reason=f"it is off, but another program has {path} open",
+                        fix=f"End that program; find it with: lsof {path}",
+                    )
 
     async def _make_files(self) -> None:
         self._job.phase = Phase.DISKS

@@ -107,6 +107,7 @@ def plan(record: VMRecord, wishes: MoveWishes, *, shared: frozenset[str], is_liv
     disks = tuple(planner.disk(disk) for disk in record.spec.disks)
     checkpoints = tuple(planner.checkpoint(one) for one in record.checkpoints)
     saved = planner.state(record.saved) if record.saved is not None else None
+    planner.require_apart(disks)
     return Travel(
         spec=replace(record.spec, disks=disks),
         checkpoints=checkpoints,
@@ -188,8 +189,26 @@ class _Planner:
         for one in images:
             offer = FileOffer(place=Volume(pool=pool, volume=one.volume), size=0, is_base=is_base)
             parcel = Parcel(source=Volume(pool=disk.pool, volume=one.volume), offer=offer)
-            if all(parcel.offer.place != other.offer.place for other in self.files):
+            if parcel not in self.files:  # a template of several disks
                 self.files.append(parcel)
+
+    def require_apart(self, disks: tuple[Disk, ...]) -> None:
+        """No two files of different pools become one. Raises MoveRefused."""
+        there = {disk.name: Volume(pool=disk.pool, volume=disk.volume) for disk in disks}
+        ways = [(parcel.source, parcel.offer.place) for parcel in self.files]
+        ways += [
+            (Volume(pool=one.disk.pool, volume=one.disk.volume), there[one.disk.name])
+            for one in self.mirrors
+        ]
+        sources: dict[Volume, Volume] = {}
+        for source, place in ways:
+            if (other := sources.setdefault(place, source)) != source:
+                raise self._refused(
+                    self.record,
+                    self.wishes,
+                    f"{other} and {source} would both become {place}",
+                    "Send their disks to different pools with --disk",
+                )
 
     def _converted(self, there: Disk, wish: DiskWish) -> Disk:
         """With another format, or without what it rests on."""
@@ -204,6 +223,8 @@ class _Planner:
         if flatten:
             if not self.is_live:
                 raise self._cannot_convert(there, "it is off, and its files go as they are")
+            if there.read_only:
+                raise self._cannot_convert(there, "it is read-only, and its files go as they are")
             there = replace(there, base=())
         if wish.format in (None, there.format):
             return there
@@ -273,7 +294,7 @@ async def measure(travel: Travel, record: VMRecord, pools: Pools, host: str) -> 
             path = pools.volume_path(place.pool, place.volume)
             if not path.is_file():
                 raise missing(place, path)
-            found = await image.info(path)
+            found = await image.info(path, one.format)  # never guessed: its guest wrote it
             if one.volume == mirror.disk.volume:
                 size = found.size
                 lost = found.bitmaps if travel.disk(mirror.disk.name).format == "raw" else ()

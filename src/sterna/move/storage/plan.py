@@ -81,7 +81,7 @@ class Plan:
             for one in self.relocations
             for image in one.base
         ]
-        return tuple({item.target: item for item in found}.values())
+        return tuple({(item.source, item.target): item for item in found}.values())
 
     @property
     def new(self) -> tuple[Volume, ...]:
@@ -291,7 +291,8 @@ def files(q: Question) -> Iterator[Check]:
                 f"{volume} exists already",
                 "Rename or delete that file, or use another pool",
             )
-    twice = [volume for volume in q.plan.new if q.plan.new.count(volume) > 1]
+    places = [*q.plan.new, *(item.target for item in q.plan.templates)]
+    twice = [volume for volume in places if places.count(volume) > 1]
     for volume in dict.fromkeys(twice):
         yield _blocker(
             "storage.same-name",
