@@ -27,10 +27,6 @@ class Content(IntEnum):
     TWIN = 7  # as an earlier page of this batch
 
 
-def _none(kind: type[np.generic]) -> NDArray[np.generic]:
-    return np.empty(0, kind)
-
-
 @dataclass(slots=True, kw_only=True)
 class Batch:
     """All arrays are in the order of the stream."""
@@ -83,6 +79,6 @@ def overlapping(buffer: bytearray) -> NDArray[np.uint8]:
     return np.ndarray((len(buffer) - PAGE + 1, PAGE), np.uint8, buffer, 0, (1, 1))
 
 
-def overlapping_words(buffer: bytearray) -> NDArray[np.uint64]:
-    """(len - 7,): the big-endian word that begins at each byte."""
-    return np.ndarray((len(buffer) - 7,), ">u8", buffer, 0, (1,))
+def overlapping_words(buffer: bytearray, kind: str) -> NDArray[np.uint64]:
+    """(len - 7,): the word of this byte order that begins at each byte."""
+    return np.ndarray((len(buffer) - 7,), kind, buffer, 0, (1,))

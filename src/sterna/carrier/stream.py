@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
+from typing import TypeAlias
 
 import numpy as np
 
@@ -90,11 +91,14 @@ class Segments:
             self.keys.insert(0, 0)
 
 
+State: TypeAlias = "Callable[[bytearray, int, int, Segments], int]"
+
+
 class Parser:
     """Incremental: give it what there is, it takes what it can and remembers where it is."""
 
     def __init__(self) -> None:
-        self._state: Callable[[bytearray, int, int, Segments], int] = self._header
+        self._state: State = self._header
         self._section: bytes | None = None  # id of the section we are in
         self._ram: bytes | None = None  # id of the RAM section
         self._skip = 0
@@ -117,7 +121,7 @@ class Parser:
             start = at
         return start
 
-    def _to(self, state: Callable[[bytearray, int, int, Segments], int], at: int) -> int:
+    def _to(self, state: State, at: int) -> int:
         self._state = state
         return at
 
@@ -133,50 +137,47 @@ class Parser:
 
     def _top(self, data: bytearray, at: int, end: int, found: Segments) -> int:
         """At the type byte of what comes next."""
-        if end - at < 5:
-            if end > at and data[at] == _EOF:
-                found.add(Segment.LITERAL, at, 1)
-                return self._to(self._ended, at + 1)
-            return at
-        kind = data[at]
-        number = bytes(data[at + 1 : at + 5])
-        size = 5
-        following = self._top
+        kind = data[at] if at < end else -1
         if kind == _EOF:
-            size, following = 1, self._ended
-        elif kind in (_START, _FULL):
-            if end - at < 6 or end - at < 14 + data[at + 5]:
-                return at
-            name = bytes(data[at + 6 : at + 6 + data[at + 5]])
-            size = 14 + len(name)
-            self._section = number
-            following = self._search
-            if name == b"ram":
-                self._ram = number
-                following = self._records
-        elif kind in (_PART, _END):
-            self._section = number
-            following = self._search
-            if self._ram is None:
-                if end - at < 22:
-                    return at
-                if _like_a_record(data, at + 5):
-                    self._ram = number
-            if number == self._ram:
-                following = self._records
-        elif kind == _FOOTER:
-            pass
-        elif kind == _DESCRIPTION and int.from_bytes(number, "big") <= _SKIP_LIMIT:
-            self._skip = int.from_bytes(number, "big")
-            following = self._skipped
+            found.add(Segment.LITERAL, at, 1)
+            return self._to(self._ended, at + 1)
+        if end - at < 5:
+            return at
+        if kind in (_START, _PART, _END, _FULL):
+            return self._enter(data, at, end, found)
+        size = 5
+        following: State = self._skipped
+        if kind == _FOOTER:
+            following = self._top
+        elif kind == _DESCRIPTION:
+            self._skip = int.from_bytes(data[at + 1 : at + 5], "big")
         elif kind == _COMMAND:  # a package's content is a stream like any other
-            self._skip = int.from_bytes(number[2:], "big")
-            following = self._skipped
-        else:
+            self._skip = int.from_bytes(data[at + 3 : at + 5], "big")
+        if following == self._skipped and (
+            kind not in (_DESCRIPTION, _COMMAND) or self._skip > _SKIP_LIMIT
+        ):
             size, following = 1, self._search
-            self._section = None if kind == _CONFIG else self._section
         found.add(Segment.LITERAL, at, size)
         return self._to(following, at + size)
+
+    def _enter(self, data: bytearray, at: int, end: int, found: Segments) -> int:
+        """At the type byte of a section."""
+        number = bytes(data[at + 1 : at + 5])
+        size = 5
+        if data[at] in (_START, _FULL):
+            if end - at < 6 or end - at < 14 + data[at + 5]:
+                return at
+            size = 14 + data[at + 5]
+            if data[at + 6 : at + size - 8] == b"ram":
+                self._ram = number
+        elif self._ram is None:
+            if end - at < 22:
+                return at
+            if _like_a_record(data, at + 5):
+                self._ram = number
+        self._section = number
+        found.add(Segment.LITERAL, at, size)
+        return self._to(self._records if number == self._ram else self._search, at + size)
 
     def _ended(self, data: bytearray, at: int, end: int, _found: Segments) -> int:
         """After the end of the sections: a description, or nothing."""
@@ -251,9 +252,9 @@ class Parser:
         word = int.from_bytes(data[at : at + 8], "big")
         flags = word & _FLAGS
         size = 8
-        following = self._records
+        following: State = self._records
         if flags == _F_EOS:
-            following = self._top
+            following: State = self._top
         elif flags == _F_SIZES:
             self._sizes = word - flags
             following = self._listed
