@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from moving import record_of
+from moving import record_of, wait_until
 from sterna.lab.hosts import LOCAL_POOL, Host
+from sterna.qemu import image
 
 pytestmark = pytest.mark.functional
 
@@ -74,6 +75,22 @@ def shelf(lab) -> Iterator[Shelf]:
     for vm in host.client.get("/v1/vms"):
         host.client.delete(f"/v1/vms/{vm['name']}")
     empty(found.folder)
+
+
+def test_a_link_out_of_the_pool_is_a_finding_and_what_another_program_writes_is_not_frozen(shelf):
+    top, *_ = shelf.make()
+    with subprocess.Popen(["qemu-io", "-f", "qcow2", top], stdin=subprocess.PIPE) as other:
+        wait_until(lambda: image.is_in_use(top), "it is open")
+        operation = shelf.host.client.post("/v1/vms/tern/checkpoints", {"name": "three"})
+        path = f"/v1/operations/{operation['id']}"
+        ended = shelf.host.client.get(path, {"wait": 30}, wait_s=60)
+        assert ended["error"]["code"] == "checkpoint.refused", ended
+        other.communicate()
+    aside = top.rename(top.with_suffix(".aside"))
+    top.symlink_to("/etc/hostname")
+    assert ("disk.unreadable", top.name) in shelf.found(vms=["tern"])
+    top.unlink()
+    aside.rename(top)
 
 
 def test_the_first_broken_link_of_a_chain_is_named_with_its_fix(shelf):

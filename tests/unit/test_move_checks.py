@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sterna.errors import MoveRefused
-from sterna.model.disk import Volume
+from sterna.model.disk import Checkpoint, StateFile, Volume
 from sterna.model.host import HostFacts, Pool, PoolFacts, QEMUFacts, Switch, SwitchFacts
 from sterna.model.move import MoveWishes
 from sterna.model.vm import NIC, Disk, Ownership, OwnershipState, RunState, VMRecord, VMSpec
@@ -182,3 +182,13 @@ def test_dirty_bitmaps_that_a_raw_disk_cannot_keep_are_named():
     (found,) = checks.run(replace(asked, travel=replace(asked.travel, mirrors=mirrors)))
     assert (found.id, found.severity) == ("storage.bitmaps-lost", "warning")
     assert "daily" in found.finding
+
+
+def test_saved_memory_goes_only_where_it_can_be_loaded():
+    asked = question(LOCAL, state=RunState.OFF)
+    state = StateFile(pool="own", volume="web1.mem", size=1, sha256="", accel="kvm")
+    (found,) = checks.run(replace(asked, travel=replace(asked.travel, saved=state)))
+    assert (found.id, found.severity, bool(found.fix)) == ("qemu.saved-accel", "blocker", True)
+    point = Checkpoint(id="0a", name="one", created="", memory=state)
+    (found,) = checks.run(replace(asked, travel=replace(asked.travel, checkpoints=(point,))))
+    assert (found.id, found.severity) == ("qemu.checkpoint-accel", "warning")

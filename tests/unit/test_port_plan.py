@@ -218,10 +218,23 @@ def test_a_file_that_came_meanwhile_is_named_as_anothers(tmp_path):
     arriving = Arriving.__new__(Arriving)
     arriving._manifest, arriving._plan, arriving._folder = MANIFEST, planned, tmp_path
     arriving._progress, arriving.others = Shown(), set()
-    arriving._pools = SimpleNamespace(volume_path=lambda _pool, volume: tmp_path / volume)
+    arriving._pools = SimpleNamespace(
+        volume_path=lambda _pool, volume: tmp_path / volume, require=lambda _pool: None
+    )
     with pytest.raises(VolumeExists):
         arriving.require_free([first.place])
     with pytest.raises(VolumeExists):
         asyncio.run(arriving.copy(()))
     assert arriving.others == {first.place}
     assert (tmp_path / first.place.volume).read_text() == "mine"
+
+
+def test_a_new_name_does_not_make_two_files_one():
+    twin = Disk(name="vdb", pool="old", volume="gull-vda.0b.qcow2")
+    spec = replace(MANIFEST.spec, disks=(*MANIFEST.spec.disks, twin))
+    listed = (*MANIFEST.files, ExportedFile(name=twin.volume, size=9, allocated=9, sha256=""))
+    manifest = replace(MANIFEST, spec=spec, files=listed)
+    planned = plan(manifest, replace(WISHES, name="gull"), folder_pool="")
+    vda, vdb = planned.record.spec.disks
+    assert (vda.volume, vdb.volume) == ("web-vda.0b.qcow2", "gull-vda.0b.qcow2")
+    assert len({one.place for one in planned.arrivals}) == len(listed)

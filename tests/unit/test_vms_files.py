@@ -17,6 +17,7 @@ from sterna.model.disk import Image, Volume
 from sterna.model.host import Pool
 from sterna.model.vm import Disk, Ownership, OwnershipState, VMRecord, VMSpec
 from sterna.qemu import image
+from sterna.vms import volumes
 from sterna.vms.machine import VM
 from sterna.vms.mend import clear_files
 from sterna.vms.service import VMs
@@ -140,3 +141,10 @@ def test_what_was_to_be_kept_is_kept_though_its_vm_is_deleted(vms: VMs, tmp_path
     asyncio.run(vms.delete("web"))
     (copy,) = vms.kept.list()
     assert (tmp_path / "one" / copy.files[0].now).exists()
+
+
+def test_a_link_to_a_file_is_no_disk(vms: VMs, tmp_path: Path) -> None:
+    (tmp_path / "one" / "link.qcow2").symlink_to(TOP.volume)
+    spec = spec_on(Volume(pool="one", volume="link.qcow2"))
+    with pytest.raises(VolumeRefused, match="link to web-vda"):
+        asyncio.run(volumes.resolve(spec, vms.launcher.pools, "a"))

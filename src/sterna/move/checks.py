@@ -91,6 +91,27 @@ def acceleration(q: Question) -> Iterator[Check]:
         )
 
 
+def saved(q: Question) -> Iterator[Check]:
+    """Memory in files can be loaded only where guests run as they did when it was written."""
+    there = q.target.qemu.accel
+    state = q.travel.saved
+    if state is not None and state.accel != there:
+        yield _blocker(
+            "qemu.saved-accel",
+            f"the saved state of {q.spec.name} was made under {state.accel}, and {q.target.name} "
+            f"runs guests under {there}",
+            f"Start it and shut it down first, or throw the state away: sterna vm discard "
+            f"{q.spec.name}",
+        )
+    if any(one.memory and one.memory.accel != there for one in q.travel.checkpoints):
+        yield Check(
+            id="qemu.checkpoint-accel",
+            severity=Severity.WARNING,
+            finding=f"the memory of its checkpoints cannot be used on {q.target.name}, which runs "
+            f"guests under {there}; their disks can",
+        )
+
+
 def memory(q: Question) -> Iterator[Check]:
     if q.state is not RunState.OFF and q.spec.memory > q.target.memory_free:
         yield _blocker(
@@ -221,6 +242,7 @@ CHECKS: tuple[Callable[[Question], Iterator[Check]], ...] = (
     state,
     machine,
     acceleration,
+    saved,
     memory,
     switches,
     storage,

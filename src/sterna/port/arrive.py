@@ -93,7 +93,12 @@ class Arriving:
             await self._pools.delete(name, lambda _name: ())
 
     def require_free(self, coming: Sequence[Volume]) -> None:
-        """Nobody has put a file there while contents were read. Raises VolumeExists; blocks."""
+        """Pools are there still, and nobody has put a file there while contents were read.
+
+        Raises VolumeExists, PoolUnusable; blocks.
+        """
+        for pool in {place.pool for place in coming}:
+            self._pools.require(pool)
         for place in coming:
             path = self._pools.volume_path(place.pool, place.volume)
             if os.path.lexists(path):

@@ -55,6 +55,7 @@ class _Planning:
         self._folder_pool = folder_pool
         self._name = wishes.name or manifest.spec.name
         self._old = manifest.spec.name
+        self._names = {one.name for one in manifest.files}
         before = record_of(manifest)
         has_memory = before.saved is not None or any(one.memory for one in before.checkpoints)
         # Memory holds the machine's id and its MACs: with others it would not load.
@@ -117,11 +118,12 @@ class _Planning:
         return wishes.pools.get(there) or wishes.pool or there
 
     def _volume(self, volume: str) -> str:
-        """A copy under another name has files of that name."""
+        """A copy under another name has files of that name, unless another file of it has that."""
         prefix = f"{self._old}-"
         if self._wishes.register or volume in self._templates or not volume.startswith(prefix):
             return volume
-        return f"{self._name}-{volume.removeprefix(prefix)}"
+        new = f"{self._name}-{volume.removeprefix(prefix)}"
+        return volume if new in self._names else new
 
     def _image(self, image: Image) -> Image:
         return replace(image, volume=self._volume(image.volume))

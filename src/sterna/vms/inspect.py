@@ -278,7 +278,7 @@ class Inspector:
         found: list[Found] = []
         for link in every:
             self.images += 1
-            path = self._pools.volume_path(disk.pool, link.image.volume)
+            path, _ = self._path(disk, link)
             place = f"{disk.pool}/{link.image.volume}"
             checks = list(judge(link, disk, path, seen))
             if not checks and _is_whole(link, every, path, seen):
@@ -293,8 +293,17 @@ class Inspector:
             return error.message
         return f"pool {pool}: {facts.problem}" if facts.problem else ""
 
+    def _path(self, disk: Disk, link: Link) -> tuple[Path, str]:
+        """Where the image is, and why it must not be opened."""
+        try:
+            return self._pools.volume_path(disk.pool, link.image.volume), ""
+        except SternaError as error:
+            return Path(self._pools.get(disk.pool).path) / link.image.volume, error.message
+
     async def _look(self, disk: Disk, link: Link) -> Seen:
-        path = self._pools.volume_path(disk.pool, link.image.volume)
+        path, problem = self._path(disk, link)
+        if problem:
+            return Seen(is_there=True, problem=problem)
         if not await asyncio.to_thread(path.is_file):
             return Seen(is_there=False)
         is_written = False
@@ -303,7 +312,10 @@ class Inspector:
         sight, before = None, None
         if link.frozen_by != TOP:
             place = Volume(pool=disk.pool, volume=link.image.volume)
-            sight = await asyncio.to_thread(Sight.of, path)
+            try:
+                sight = await asyncio.to_thread(Sight.of, path)
+            except OSError:  # in this very moment
+                return Seen(is_there=False)
             before = self._witnessed.first(place, since(self._record, link), sight)
         try:
             info = await image.info(path, link.image.format)

@@ -27,6 +27,7 @@ from sterna.errors import (
     VMStartFailed,
 )
 from sterna.model.disk import StateFile, Volume
+from sterna.tasks import finish
 from sterna.vms.kept import Kept
 from sterna.vms.launch import Launcher
 from sterna.vms.machine import VM
@@ -86,8 +87,9 @@ async def require_sound(vm: VM, launcher: Launcher) -> StateFile:
 async def go_on(vm: VM, launcher: Launcher, kept: Kept, *, is_sound: bool = False) -> None:
     """From the saved state to a guest that runs, or is paused as it was.
 
-    With `is_sound` the caller has just looked at the file. Raises NotSaved, SavedStateDamaged, SavedStateForeign, VMStartFailed, RestoreFailed: then it is off and
-    still saved. Cancelled before the vCPUs run: the same.
+    With `is_sound` the caller has just looked at the file. Raises NotSaved, SavedStateDamaged,
+    SavedStateForeign, VMStartFailed, RestoreFailed: then it is off and still saved. Cancelled while
+    it is loaded: the same; later, it goes on all the same.
     """
     state = vm.record.saved
     if state is None or not is_sound:
@@ -96,8 +98,8 @@ async def go_on(vm: VM, launcher: Launcher, kept: Kept, *, is_sound: bool = Fals
     before = vm.record
     try:
         await _load(vm, launcher, state)
-        await vm.write(saved=None, leaving=(*before.leaving, *leaving_state(vm)))
-        await vm.resume_as_recorded()
+        with contextlib.suppress(asyncio.CancelledError):  # too late: its guest runs
+            await finish(_let_go(vm))
     except BaseException as error:
         await vm.quit()
         if isinstance(error, QMPError) and vm.record.saved is None:
@@ -108,6 +110,12 @@ async def go_on(vm: VM, launcher: Launcher, kept: Kept, *, is_sound: bool = Fals
     with contextlib.suppress(SternaError):  # switches learn of it from its traffic too
         await vm.qmp.announce_self()
     await clear_quietly(vm, launcher, kept)
+
+
+async def _let_go(vm: VM) -> None:
+    """Not to be torn apart: a VM that is neither saved nor running would have lost its memory."""
+    await vm.write(saved=None, leaving=(*vm.record.leaving, *leaving_state(vm)))
+    await vm.resume_as_recorded()
 
 
 def _failed(vm: VM) -> SternaError:

@@ -110,6 +110,10 @@ class _Chain:
             return await self._on_template() if disk.base else disk
         if not exists:
             raise ImageMissing(what=f"disk {disk.name}", path=top, host=self._host)
+        if top.is_symlink():  # by two names it could be a disk of two VMs
+            raise self._refused(
+                top, f"it is a link to {top.readlink()}", "Name the file itself: volume="
+            )
         return await self._existing(top)
 
     async def _on_template(self) -> Disk:
