@@ -146,7 +146,6 @@ class MemoryStats:
     packed_bytes: int = 0  # what was sent instead
     in_flight: int = 0  # of `stream_bytes`, not yet given to the target's QEMU
     rate: int = 0  # stream bytes a second given to the target's QEMU, over the last half second
-    rtt_s: float = 0.0  # that it took them, the last time
     level: int = 0  # of compression, now
     pages: Mapping[str, int] = field(default_factory=dict)  # by kind
     encoded: Mapping[str, int] = field(default_factory=dict)  # bytes by kind
