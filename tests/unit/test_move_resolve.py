@@ -227,6 +227,29 @@ def test_the_command_explains_asks_and_fences(sterna, sternad):
     assert sterna("op", "resolve", operation.id, "--fenced", "--yes").code == 10
 
 
+@in_loop
+async def test_a_declaration_is_for_the_doubt_that_it_was_made_in(tmp_path):
+    """The target refused in the moment in which it was declared to be off; then the VM moves again."""
+    async with a_runner(tmp_path) as runner:
+        world = World(tmp_path, runner)
+        owned = Ownership(state=OWNED, epoch=1)
+        await world.vm.write(ownership=owned, moving="")
+        world.vm.declared.set()
+
+        async def work(job):
+            await handover.give(world.vm, world.get("b"), job, world.pools)
+            return {"text": "taken"}
+
+        world.peers["b"].answer = HostUnreachable(peer="b", url="https://b", reason="too slow")
+        world.peers["b"].answer.delivered = True
+        runner.start("move", vm="web", vm_id="id-web", work=work, id="op")
+        await world.until_unknown()
+        await asyncio.sleep(0.05)
+        assert (world.vm.record.ownership.state, world.vm.record.fenced) == (YIELDING, ())
+        world.peers["b"].answer = OWNED
+        assert (await runner.wait("op")).result["text"] == "taken"
+
+
 def test_only_the_first_take_can_prove_that_it_was_not_heard():
     owned = protocol.Standing(ownership=Ownership(state=OWNED, epoch=1))
     yielding = protocol.source_yield(owned, "op", "b")

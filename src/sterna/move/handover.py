@@ -27,7 +27,7 @@ from sterna.errors import (
 from sterna.host.registry import Pools
 from sterna.model.reservation import ReservationStatus
 from sterna.model.vm import OwnershipState
-from sterna.move import protocol, untouched
+from sterna.move import postcopy, protocol, untouched
 from sterna.move.peer import Peer
 from sterna.operations.runner import Job
 from sterna.vms.machine import VM
@@ -46,6 +46,7 @@ async def give(vm: VM, peer: Peer, job: Job, pools: Pools) -> ReservationStatus:
     yielding = protocol.source_yield(protocol.standing(vm.record), job.id, peer.name)
     if yielding is None:
         raise _not_ours(vm)
+    vm.declared.clear()  # of an earlier doubt, that its target ended in the same moment
     stamps = await untouched.stamps(vm.record, pools, untouched.QUICK_S)
     await vm.write(**protocol.fields(yielding), stamps=stamps)
     try:
@@ -109,7 +110,11 @@ async def _fence(vm: VM, job: Job, pools: Pools) -> None:
     new = protocol.fence(now)
     if new is None:
         raise _not_ours(vm)
-    goes_on = vm.process is not None and await untouched.is_untouched(vm.record, pools)
+    goes_on = (
+        vm.process is not None
+        and not await postcopy.sends(vm)
+        and await untouched.is_untouched(vm.record, pools)
+    )
     if not goes_on:  # first, so that no restart can find it owned and continue it
         await vm.quit()
     note = f"{clock.now()} taken back from {target} in epoch {new.epoch}: it was declared to be off"
@@ -168,9 +173,9 @@ async def _surely(vm: VM, job: Job, new: protocol.Standing) -> None:
 
 
 async def release(vm: VM, job: Job) -> None:
-    """The target owns the VM: write it down, then end our QEMU."""
-    await _surely(vm, job, protocol.release(protocol.standing(vm.record)))
-    await vm.quit()
+    """The target owns the VM: write it down. May be repeated."""
+    if vm.record.ownership.state is not OwnershipState.RELEASED:
+        await _surely(vm, job, protocol.release(protocol.standing(vm.record)))
 
 
 def fenced_report(host: str, error: Fenced) -> dict[str, str]:
