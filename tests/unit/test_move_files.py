@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,6 +152,12 @@ def flip(path: Path, offset: int) -> None:
 
 def rubble(size: int) -> bytes:
     return os.urandom(size)
+
+
+def still_open(folder: Path) -> list[str]:
+    """Files below it that this process has open, deleted ones included."""
+    names = [str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+    return [name for name in names if name.startswith(str(folder))]
 
 
 def open_files() -> list[str]:
@@ -489,6 +496,96 @@ async def test_what_a_kept_copy_holds_is_not_sent(tmp_path):
     assert (sent.present, sorted(ends.puts)) == (CHUNK, [(0, 1), (0, 2), (0, 3)])
     assert len(ends.kept.list()) == 1
     await ends.arriving.close()
+
+
+@in_loop
+async def test_a_late_question_does_not_bring_back_what_a_kept_copy_holds(tmp_path):
+    """Its chunk was read back as zeroes; nothing is borrowed from then on."""
+    ends = Ends(tmp_path)
+    await ends.begin()
+    disk = ends.make("disk", rubble(CHUNK), CHUNK)
+    kept = ends.there(disk)
+    kept.write_bytes(rubble(2 * CHUNK))
+    await ends.kept.keep("web1", SPEC.id, [Volume(pool="local", volume="disk")], "left", 1.0)
+    ends.reserve(disk)
+    await ends.send(disk)
+    await ends.arriving.digests(0, 0)
+    await ends.arriving.place()
+    assert kept.read_bytes() == disk.read_bytes()
+    await ends.arriving.close()
+
+
+@in_loop
+async def test_somebody_elses_file_is_not_ours_to_remove_afterwards(tmp_path):
+    ends = Ends(tmp_path)
+    await ends.begin()
+    one, two = ends.make("one", rubble(CHUNK)), ends.make("two", rubble(CHUNK))
+    ends.reserve(one, two)
+    await ends.vm.write(made=tuple(Volume(pool="local", volume=name) for name in ("one", "two")))
+    await ends.send(one, two)
+    ends.there(two).write_text("somebody's")
+    with pytest.raises(VolumeExists):
+        await ends.arriving.place()
+    assert ends.vm.record.made == (Volume(pool="local", volume="one"),)
+    await ends.arriving.close()
+
+
+@in_loop
+async def test_a_placing_that_was_cut_off_is_gone_on_with(tmp_path):
+    ends = Ends(tmp_path)
+    await ends.begin()
+    disk = ends.make("disk", rubble(CHUNK))
+    ends.reserve(disk)
+    await ends.send(disk)
+    ends.there(disk).hardlink_to(ends.part(disk))
+    await ends.arriving.place()
+    assert ends.there(disk).read_bytes() == disk.read_bytes()
+    assert not ends.part(disk).exists()
+    await ends.arriving.close()
+
+
+@in_loop
+async def test_an_end_waits_for_a_part_that_is_just_being_opened(tmp_path, monkeypatch):
+    ends = Ends(tmp_path)
+    await ends.begin()
+    disk = ends.make("disk", rubble(CHUNK))
+    ends.reserve(disk, live=True)
+    opened, really = ends.parts.open, threading.Event()
+
+    def slowly(*what):
+        really.wait(10)
+        return opened(*what)
+
+    monkeypatch.setattr(ends.parts, "open", slowly)
+    asking = asyncio.ensure_future(ends.arriving.digests(0, 0))
+    await asyncio.sleep(0.01)
+    closing = asyncio.ensure_future(ends.arriving.close())
+    await asyncio.sleep(0.01)
+    really.set()
+    await closing
+    with pytest.raises(FileClosed):
+        await asking
+    assert not (tmp_path / "pool" / DIRECTORY).exists()
+    assert still_open(tmp_path / "pool") == []
+
+
+@in_loop
+async def test_files_are_written_while_many_others_are_read_back(tmp_path):
+    ends = Ends(tmp_path)
+    await ends.begin()
+    end = threading.Event()
+    reading = [ends.parts.check(lambda: end.wait(10)) for _ in range(20)]
+    async with asyncio.timeout(5):
+        assert await ends.parts.run(lambda: "written") == "written"
+    end.set()
+    await asyncio.gather(*reading)
+
+
+@in_loop
+async def test_an_id_may_have_whatever_ids_may_have(tmp_path):
+    ends = Ends(tmp_path)
+    await ends.begin()
+    ends.parts.release(ends.parts.open("my_vm-1", Volume(pool="local", volume="disk"), 1))
 
 
 @in_loop

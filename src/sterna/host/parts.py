@@ -38,11 +38,12 @@ T = TypeVar("T")
 DIRECTORY = ".sterna-parts"
 EXPIRES_S = 24 * 3600.0  # a move that failed at night is tried again in the morning
 JANITOR_S = 3600.0
-THREADS = 8  # a few files are written while others are read back
+THREADS = 8  # to write
+CHECKERS = 4  # to read back, which takes minutes and must not keep others from being written
 DIGESTS_S = 1.0  # of reading for one answer
 MOST_DIGESTS = 4096  # in one answer: 128 KiB for 16 GiB of file
 
-_OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")
+_OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -82,18 +83,22 @@ class Part:
                 os.close(fd)
         self._fd = self._like = -1
 
-    def digests(self, first: int) -> bytes:
-        """Of the chunks from `first` on, as many as are read within DIGESTS_S, at least one."""
+    def digests(self, first: int, *, may_borrow: bool = True) -> bytes:
+        """Of the chunks from `first` on, as many as are read within DIGESTS_S, at least one.
+
+        With `may_borrow` what `like` has comes into places where there is nothing yet.
+        """
         until = clock.monotonic() + DIGESTS_S
         found = bytearray()
-        for digest in self._held(first, min(first + MOST_DIGESTS, chunks.count(self.size))):
+        last = min(first + MOST_DIGESTS, chunks.count(self.size))
+        for digest in self._held(first, last, may_borrow=may_borrow):
             found += digest
             if clock.monotonic() > until:
                 break
         return bytes(found)
 
-    def _held(self, first: int, last: int) -> Iterator[bytes]:
-        if self._like < 0:
+    def _held(self, first: int, last: int, *, may_borrow: bool) -> Iterator[bytes]:
+        if self._like < 0 or not may_borrow:
             yield from chunks.held(self._fd, self.size, first, last)
             return
         for chunk in range(first, last):
@@ -164,24 +169,26 @@ class Parts:
         self._pools = pools
         self._in_use: set[Path] = set()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="parts")
+        self._checkers = ThreadPoolExecutor(CHECKERS, thread_name_prefix="parts-check")
         self.is_closing = False  # nothing long goes on
 
     async def run(self, work: Callable[[], T]) -> T:
         """`work` in a thread. A caller that is cancelled gets away only when it has ended."""
 
         async def working() -> T:
-            return await self.begin(work)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
         return await finish(working())
 
-    def begin(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        """`work` in a thread, to be looked at later."""
-        return asyncio.get_running_loop().run_in_executor(self._threads, work)
+    def check(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """Long reading in a thread, when one has time for it; to be looked at later."""
+        return asyncio.get_running_loop().run_in_executor(self._checkers, work)
 
     def close(self) -> None:
         """What reads for long gives up, so that the daemon can end."""
         self.is_closing = True
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._checkers):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     # ---- one part --------------------------------------------------------------------------
 
@@ -218,7 +225,8 @@ class Parts:
             try:
                 os.link(part.path, path)  # unlike rename, never replaces
             except FileExistsError as error:
-                raise VolumeExists(path=path, pool=place.pool, volume=place.volume) from error
+                if not part.path.samefile(path):  # else it is ours: whoever linked it was cut off
+                    raise VolumeExists(path=path, pool=place.pool, volume=place.volume) from error
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
                     raise

@@ -66,7 +66,11 @@ class ArrivingFiles:
         file = self._file(n)
         if first < 0:
             raise BadSpec(where=f"file {n}", reason=f"it has no chunk {first}")
-        return await self._use(file, lambda part: part.digests(first))
+
+        def look(part: Part) -> bytes:  # one that comes late changes nothing any more
+            return part.digests(first, may_borrow=file.check is None)
+
+        return await self._use(file, look)
 
     async def put(self, n: int, chunk: int, blocks: int, data: bytes) -> None:
         """Store one chunk. Raises BadSpec, BaseDiffers, FileClosed, FileNotStored."""
@@ -127,7 +131,8 @@ class ArrivingFiles:
         for file in self._files:
             try:
                 async with asyncio.timeout(CLOSE_S):
-                    await file.idle.wait()
+                    async with file.lock:  # it may be about to be opened
+                        await file.idle.wait()
                     if file.checking is not None:
                         await asyncio.wait([file.checking])
                         file.checking.exception()
@@ -196,7 +201,7 @@ class ArrivingFiles:
         if self._is_closed:
             raise FileClosed(volume=file.offer.place, host=self._parts.host)
         if file.checking is None:
-            file.checking = self._parts.begin(lambda: self._read_back(file, part))
+            file.checking = self._parts.check(lambda: self._read_back(file, part))
         checking = file.checking
         await asyncio.wait([checking], timeout=ANSWER_S)
         if not checking.done() or file.checking is not checking:
@@ -219,16 +224,18 @@ class ArrivingFiles:
                 return ""
 
     async def _place(self, file: _File, part: Part) -> None:
-        """A template may have come here by another way meanwhile; then that one must be the same."""
+        """What has come here by another way meanwhile is somebody else's: no undo removes it. A
+        template may have; then that one must be the same.
+        """
         place, vm = file.offer.place, self._vm
         if file.offer.is_base:
             await vm.write(made=tuple(dict.fromkeys((*vm.record.made, place))))
         try:
             await self._parts.run(lambda: self._parts.place(part, place))
         except VolumeExists as error:
+            await vm.write(made=tuple(one for one in vm.record.made if one != place))
             if not file.offer.is_base:
                 raise
-            await vm.write(made=tuple(one for one in vm.record.made if one != place))
             if await self._parts.run(lambda: self._root_of(place)) != file.root:
                 raise self._other_base(file) from error
 
