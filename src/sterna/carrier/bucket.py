@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_BURST_S = 0.02  # unused rate is kept for so long, and no longer
+_BURST_S = 0.04  # what was not used, because threads woke late, is made good for so long
 
 
 class Bucket:

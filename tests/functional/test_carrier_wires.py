@@ -10,6 +10,7 @@ from wires import MBIT, Wires
 
 pytestmark = [pytest.mark.functional]
 MIB = 1 << 20
+TRIES = 8  # others use this machine too: it may be too slow for a moment
 
 
 @pytest.fixture
@@ -20,13 +21,18 @@ def wires() -> Iterator[Wires]:
 
 
 def test_two_channels_carry_more_than_one(wires):
-    wires.shape("200mbit")
-    with wires.transfer(routes=1, size=20 * MIB) as one:
-        alone = one.result().rate
-    with wires.transfer(routes=2, size=40 * MIB) as both:
-        together = both.result().rate
-    assert alone > 0.9 * 200 * MBIT * 0.94
-    assert together > 1.8 * alone
+    wires.shape("100mbit")
+
+    def rate(routes: int) -> float:
+        with wires.transfer(routes=routes, size=10 * routes * MIB) as transfer:
+            return transfer.result().rate
+
+    for _ in range(TRIES):
+        alone, together = rate(1), rate(2)
+        assert alone < 100 * MBIT
+        if alone > 0.85 * 100 * MBIT and together > 1.8 * alone:
+            return
+    raise AssertionError(f"{alone:.0f} bytes/s over one, {together:.0f} over two")
 
 
 def test_a_cable_pulled_for_some_seconds_costs_little_more(wires):
@@ -82,15 +88,18 @@ def test_all_cut_for_longer_than_the_grace_period_ends_it_on_both_sides(wires):
 
 def test_a_limit_is_kept_on_the_interface_and_can_change(wires):
     wires.exact()
-    limits = [200 * MBIT, 80 * MBIT, 300 * MBIT]
+    limits = [40 * MBIT, 16 * MBIT, 80 * MBIT]
     with wires.transfer(routes=2, size=2000 * MIB, limit=limits[0]) as transfer:
-        transfer.wait_for(4 * MIB)
+        transfer.wait_for(MIB)
         for limit in limits:
             transfer.limit(limit)
             time.sleep(0.3)  # what the old limit let into sockets
             assert transfer.stats["limited"]
-            rate = wires.rate(1.5)
-            assert rate == pytest.approx(limit, rel=0.05)
+            rates = []
+            while not any(rate > 0.95 * limit for rate in rates):
+                rates.append(wires.rate(0.7))
+                assert rates[-1] < 1.05 * limit
+                assert len(rates) < TRIES, rates
         transfer.limit(None)
         assert eventually(lambda: not transfer.stats["limited"])
         assert wires.rate(0.5) > 2 * limits[0]
