@@ -70,10 +70,10 @@ def remove_keys(vm: VM) -> None:
 
 async def forget_key(vm: VM, name: str) -> None:
     """Take the credentials from QEMU, if it is there, and the key from the disk."""
+    shutil.rmtree(key_folder(vm, name), ignore_errors=True)
     with contextlib.suppress(VMLost, QEMULost):
         await vm.qmp.migrate_set_parameters(**{"tls-creds": ""})
         await vm.qmp.delete_object(name)
-    shutil.rmtree(key_folder(vm, name), ignore_errors=True)
 
 
 class Carriage(abc.ABC):

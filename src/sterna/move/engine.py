@@ -169,8 +169,7 @@ class Moves:
             limit=wishes.bandwidth,
             max_pause_s=wishes.max_downtime_ms / 1000,
         )
-        wished = "direct" if wishes.carrier == "auto" else wishes.carrier  # XXX
-        choice = carriers.choose(wished, measured) if vm.process is not None else None
+        choice = carriers.choose(wishes.carrier, measured) if vm.process is not None else None
         return peer, travel, choice, [finding.finding for finding in found]
 
 

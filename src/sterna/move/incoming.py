@@ -382,6 +382,7 @@ class Incoming:
             ),
         )
         self.on_arrival(vm)
+        self._vms.runner.background(self._leave(arrival), f"close the way on which {vm.name} came")
         return status
 
     async def _continue(self, vm: VM) -> None:

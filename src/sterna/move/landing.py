@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import logging
 import secrets
 
-from sterna.carrier.control import MEMORY, Role, Start
+from sterna.carrier.control import MEMORY, Event, Role, Start
 from sterna.carrier.process import Relay
 from sterna.config import Config
 from sterna.errors import Failed
@@ -20,6 +21,8 @@ from sterna.move.carriage import DISKS, IN_KEY, forget_key, use_key
 from sterna.qemu.sockets import listening_ports
 from sterna.security import pair
 from sterna.vms.machine import VM
+
+log = logging.getLogger(__name__)
 
 KEY_BYTES = 32  # of a pre-shared key: AES-256's worth
 
@@ -133,7 +136,8 @@ class RelayedLanding(Landing):
             cache_bytes=self._cache,
             grace_s=self.settings.migration.grace,
         )
-        self._relay = await Relay.start(start, log=self.vm.paths.directory / "relay.log")
+        words = self.vm.paths.directory / "relay.log"
+        self._relay = await Relay.start(start, log=words, on_event=self._event)
 
     async def export(self) -> None:
         await self.vm.blocks.nbd_server_start(len(self.reservation.mirrors), path=str(self._disks))
@@ -150,6 +154,9 @@ class RelayedLanding(Landing):
             cache_bytes=self._cache,
         )
         return self._status(address=self.settings.migration_address, carrier=ready)
+
+    def _event(self, event: Event) -> None:
+        log.info("link of %s: %s", self.vm.name, event.text)
 
     async def watch(self) -> None:
         relay = self._relay

@@ -21,6 +21,7 @@ from sterna.config import Config
 from sterna.errors import CarrierFailed, Failed
 from sterna.model.move import ChannelProgress
 from sterna.model.reservation import CarrierKind, CarrierOffer, ReservationStatus
+from sterna.model.vm import OwnershipState
 from sterna.move.carriage import DISKS, Carriage, Direct
 from sterna.qemu.blocks import nbd_node
 from sterna.qemu.nodes import Options
@@ -92,8 +93,10 @@ class Relayed(Carriage):
         await self._vm.qmp.migrate_set_parameters(**{"tls-creds": ""})
 
     def _event(self, event: Event) -> None:
-        """Channels that come and go: for the log of the operation."""
-        self._say(f"link: {event.text}", "warning" if event.level is Level.WARNING else "info")
+        """Channels that come and go: for the log of the operation, until the VM is given away."""
+        if self._vm.record.ownership.state is OwnershipState.OWNED and self._relay is not None:
+            level = "warning" if event.level is Level.WARNING else "info"
+            self._say(f"link: {event.text}", level)
 
     def _there(self) -> Relay:
         if self._relay is None:
