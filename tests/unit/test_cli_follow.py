@@ -9,6 +9,7 @@ import pytest
 from standin import Operation
 from sterna import errors
 from sterna.cli import follow
+from sterna.cli.progress import sample_text
 
 REPORT = {
     "from": "hv-a", "to": "hv-b", "live": True, "total_s": 6.21, "pause_ms": 84.2,
@@ -339,3 +340,16 @@ def test_op_cancel_asks_and_with_wait_ends_with_the_outcome(sterna, vm):
     second = vm.begin(Operation("move", "web", "hv-b"))
     assert sterna("op", "cancel", second.id, "--wait").code == 7
     assert sterna("op", "cancel", second.id).code == 4
+
+
+def test_a_sample_tells_of_the_network_what_a_person_wants_to_know():
+    up = {"state": "up"}
+    shown = sample_text({
+        "total": 1 << 30, "remaining": 1 << 29, "wire_rate": 25e6, "limit": 25_000_000,
+        "is_limited": True, "channels": [up, {"state": "down"}], "ratio": 0.081,
+    })  # fmt: skip
+    assert shown[-1] == (
+        "25 MB/s on the wire (held by limit 25 MB/s, 1 of 2 channels, 8 % of the guest's bytes)"
+    )
+    assert sample_text({"link": "down", "down_s": 4.2}) == ["link down for 4.2 s"]
+    assert sample_text({"limit": 1_000_000, "channels": [up]}) == ["limit 1 MB/s"]

@@ -136,7 +136,7 @@ def move_report(report: Mapping[str, Any]) -> None:
         ("  pause", ", ".join(f"{_words(name)} {_ms(ms)}" for name, ms in parts.items())),
         ("  memory", _memory(report)),
         ("  disks", _disks(report)),
-        ("  carrier", report.get("carrier")),
+        ("  carrier", _carrier(report)),
         ("  warning", list(report.get("warnings") or ())),
     ]
     fields(rows)
@@ -200,6 +200,22 @@ def _memory(report: Mapping[str, Any]) -> str:
     if report.get("bytes_wire"):
         parts.append(f"{format_size(report['bytes_wire'])} on the wire")
     return ", ".join(parts)
+
+
+def _carrier(report: Mapping[str, Any]) -> list[str]:
+    """Which it was, why, and what had been expected of it."""
+    kind = report.get("carrier")
+    if not kind:
+        return []
+    reason = report.get("carrier_reason")
+    rows = [f"{kind}: {reason}" if reason else str(kind)]
+    expected = (report.get("forecasts") or {}).get(kind)
+    if expected and expected.get("total_s"):
+        rows.append(
+            f"expected {format_duration(expected['total_s'])} and "
+            f"{format_size(expected.get('bytes_wire') or 0)} on the wire"
+        )
+    return rows
 
 
 def _disks(report: Mapping[str, Any]) -> list[str]:

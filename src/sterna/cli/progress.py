@@ -191,6 +191,7 @@ def sample_text(sample: Mapping[str, Any]) -> list[str]:
         parts.append(format_rate(rate))
     if sample.get("remaining"):
         parts.append(f"{format_size(sample['remaining'])} left")
+    parts += _wire(sample)
     if dirty := sample.get("dirty_rate"):
         parts.append(f"dirties {format_rate(dirty)}")
     if (pause := sample.get("expected_pause_ms")) is not None:
@@ -200,3 +201,22 @@ def sample_text(sample: Mapping[str, Any]) -> list[str]:
     if rounds := sample.get("rounds"):
         parts.append(f"round {rounds}")
     return parts
+
+
+def _wire(sample: Mapping[str, Any]) -> list[str]:
+    """The network: what goes over it now, what holds that back, and whether it is there."""
+    if sample.get("link") == "down":
+        return [f"link down for {format_duration(sample.get('down_s') or 0)}"]
+    limit = sample.get("limit")
+    held = "held by limit" if sample.get("is_limited") else "limit"
+    said = [f"{held} {format_rate(limit)}"] if limit else []
+    if not sample.get("wire_rate"):
+        return said
+    channels = sample.get("channels") or ()
+    if len(channels) > 1:
+        up = sum(channel.get("state") == "up" for channel in channels)
+        said.append(f"{up} of {len(channels)} channels")
+    if ratio := sample.get("ratio"):
+        said.append(f"{ratio * 100:.0f} % of the guest's bytes")
+    details = f" ({', '.join(said)})" if said else ""
+    return [f"{format_rate(sample['wire_rate'])} on the wire{details}"]
