@@ -306,6 +306,32 @@ async def test_a_source_that_changes_or_cannot_be_read_is_an_error(tmp_path, mon
 
 
 @in_loop
+@pytest.mark.parametrize("is_replaced", [False, True])
+async def test_a_source_that_changes_after_its_turn_is_an_error_too(tmp_path, is_replaced):
+    """Other files go for hours; whoever writes to the first one meanwhile would lose that."""
+    ends = Ends(tmp_path)
+    await ends.begin()
+    one, two = ends.make("one", rubble(CHUNK)), ends.make("two", rubble(CHUNK))
+    times = one.stat()
+    ends.reserve(one, two)
+    finish = ends.finish
+
+    async def meddling(operation, n, root):
+        answer = await finish(operation, n, root)
+        if n == 1 and is_replaced:
+            ends.make("other", rubble(CHUNK)).replace(one)
+            os.utime(one, ns=(times.st_atime_ns, times.st_mtime_ns))
+        elif n == 1:
+            flip(one, 0)
+        return answer
+
+    ends.finish = meddling
+    with pytest.raises(FileChanged, match="one"):
+        await ends.send(one, two)
+    await ends.arriving.close()
+
+
+@in_loop
 async def test_a_template_that_is_there_is_compared_and_never_written(tmp_path):
     ends = Ends(tmp_path)
     await ends.begin()

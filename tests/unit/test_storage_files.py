@@ -68,6 +68,18 @@ def test_a_file_that_is_there_is_not_touched(tmp_path, executor):
     assert target.read_bytes() == b"old"
 
 
+def test_a_file_that_is_written_to_meanwhile_is_not_copied(tmp_path, executor):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(os.urandom(4 * CHUNK))
+
+    def meddle(_length: int) -> None:
+        with source.open("r+b") as file:
+            file.write(b"changed")
+
+    with pytest.raises(FileCopyFailed, match="written to while"):
+        asyncio.run(carry(source, target, executor=executor, copied=meddle))
+
+
 def test_files_that_differ_are_told_apart(tmp_path, executor):
     one, other = tmp_path / "one", tmp_path / "other"
     write(one, 2 * CHUNK, {CHUNK: b"a"})

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sterna import clock
 from sterna.errors import (
@@ -137,6 +137,7 @@ async def send(  # noqa: PLR0913 - what, where to, how
         sender = _Sender(_Line(peer, operation, Pacer(bandwidth)), meter, host, threads)
         for are_bases in (True, False):
             await _all(sender.send(file) for file in files if file.is_base is are_bases)
+        await sender.require_unchanged()
         return meter.sent
     finally:
         threads.shutdown(wait=False)
@@ -250,6 +251,14 @@ class _Open:
     size: int
 
 
+class _Stamp(NamedTuple):
+    """A file that was written to, or that has taken another's place, has another one."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+
+
 class _Sender:
     def __init__(self, line: _Line, meter: _Meter, host: str, threads: ThreadPoolExecutor) -> None:
         self._line = line
@@ -257,26 +266,37 @@ class _Sender:
         self._sent = meter.sent
         self._host = host
         self._threads = threads
+        self._stamps: list[tuple[Sending, _Stamp]] = []
         self._passing = asyncio.Lock()  # more than one would only make the storage seek
         self._checking = asyncio.Lock()
 
     async def send(self, file: Sending) -> None:
         """Bring one file there, for certain."""
-        before = await self._read(file, file.path.stat)
-        if before.st_size != file.size:
+        before = await self._stamp(file)
+        if before.size != file.size:
             raise FileChanged(path=file.path, host=self._host)
         for _ in range(TRIES):
             async with self._passing:
                 root = await self._read_all(file, file.size)
             async with self._checking:
                 is_same = await self._line.is_same(file.n, root)
-            after = await self._read(file, file.path.stat)
-            if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            if await self._stamp(file) != before:
                 raise FileChanged(path=file.path, host=self._host)
             if is_same:
+                self._stamps.append((file, before))
                 self._meter.at(file, 1.0)
                 return
         raise FileDiffers(volume=file.path.name, host=self._line.host)
+
+    async def require_unchanged(self) -> None:
+        """What was sent hours ago is as it was then. Raises FileChanged."""
+        for file, before in self._stamps:
+            if await self._stamp(file) != before:
+                raise FileChanged(path=file.path, host=self._host)
+
+    async def _stamp(self, file: Sending) -> _Stamp:
+        found = await self._read(file, file.path.stat)
+        return _Stamp(found.st_ino, found.st_size, found.st_mtime_ns)
 
     async def _read_all(self, file: Sending, size: int) -> str:
         opened: list[int] = []

@@ -103,7 +103,8 @@ class _Copy:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             fd = os.open(self._target, flags, 0o600)
             try:
-                size = os.fstat(source.fileno()).st_size
+                before = os.fstat(source.fileno())
+                size = before.st_size
                 os.ftruncate(fd, size)
                 digest.update(size.to_bytes(8, "big"))
                 for offset, data in _chunks(source.fileno(), size, self._stop, self._copied):
@@ -119,7 +120,14 @@ class _Copy:
                 os.close(fd)
         if _digest_of(self._target, self._stop, _ignore) != digest.digest():
             raise OSError(0, "what was read back is not what was written")
+        after = self._source.stat()
+        if not os.path.samestat(after, before) or _written(after) != _written(before):
+            raise OSError(0, "it was written to while it was read")
         return written
+
+
+def _written(found: os.stat_result) -> tuple[int, int]:
+    return found.st_size, found.st_mtime_ns
 
 
 def _digest_of(path: Path, stop: threading.Event, copied: Callable[[int], None]) -> bytes:
