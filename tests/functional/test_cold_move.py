@@ -13,7 +13,7 @@ import pytest
 from moving import WAIT_S, wait_until
 from sterna.errors import MoveRefused, SternaError, StorageMoveRefused
 from sterna.host.parts import DIRECTORY
-from sterna.lab.hosts import LOCAL_POOL, Host
+from sterna.lab.hosts import LOCAL_POOL, SHARED_POOL, Host
 from sterna.lab.lab import Lab
 from sterna.qemu import image
 
@@ -226,3 +226,21 @@ def test_a_disk_that_is_off_and_becomes_raw_is_warned_of_its_bitmaps(two):
     assert done["state"] == "warned", done
     said = a.client.get(f"/v1/operations/{done['id']}/log")
     assert any("daily" in line["text"] for line in said), said
+
+
+def test_two_vms_that_arrive_at_once_never_share_a_file(lab, tmp_path):
+    """The second one is refused, and what is cleared away for it is not the first one's disk."""
+    a, b = lab.hosts
+    image = str(content(tmp_path / "content.raw", 64 * MIB))
+    for name, pool in (("tern", LOCAL_POOL), ("skua", SHARED_POOL)):
+        disk = {"name": "vda", "pool": pool, "volume": "root.raw", "format": "raw", "image": image}
+        a.client.post("/v1/vms", {"name": name, "memory": "64MiB", "disks": [disk]})
+    first = move(a, b, bandwidth=8 * MIB)
+    wait_until(lambda: parts(b), "the first one's file is on its way")
+    with pytest.raises(MoveRefused) as caught:
+        there = {"vda": {"pool": LOCAL_POOL}}
+        a.client.post("/v1/vms/skua/moves", {"target": b.name, "disks": there})
+    assert [found["id"] for found in caught.value.facts["findings"]] == ["volume.exists"]
+    done = ended(a, first)
+    assert done["state"] == "succeeded", done["error"]
+    assert volumes(b)["root.raw"].read_bytes() == Path(image).read_bytes()

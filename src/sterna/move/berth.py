@@ -15,6 +15,7 @@ from sterna.errors import (
     BaseDiffers,
     EncryptionRequired,
     Failed,
+    ImageFailed,
     NoRoom,
     QMPError,
     SternaError,
@@ -139,11 +140,25 @@ class Berth:
             path = pools.volume_path(volume.pool, volume.volume)
             if path.exists():
                 raise VolumeExists(path=path, pool=volume.pool, volume=volume.volume)
+        self.require_unclaimed(reservation)
         for file in reservation.files:
             place = file.place
             path = pools.volume_path(place.pool, place.volume)
             if file.is_base and path.exists() and path.stat().st_size != file.size:
                 raise BaseDiffers(volume=place, host=self.host, vm=reservation.spec.name)
+
+    def require_unclaimed(self, reservation: Reservation) -> None:
+        """No other VM has or is about to make a file of that name. Does not look at the disk."""
+        claimed = {
+            volume
+            for vm in self._vms.all()
+            if vm.id != reservation.spec.id and vm.is_here
+            for volume in (*chain.own_files(vm.record), *vm.record.made)
+        }
+        for volume in self._wanted(reservation):
+            if volume in claimed:
+                path = self._vms.launcher.pools.volume_path(volume.pool, volume.volume)
+                raise VolumeExists(path=path, pool=volume.pool, volume=volume.volume)
 
     def _room(self, reservation: Reservation, facts: HostFacts) -> None:
         room: dict[str, int] = {}
@@ -220,7 +235,13 @@ class Berth:
             disk = disks[mirror.disk]
             below = chain.images(vm.record, disk)[1:]
             path = self._vms.launcher.pools.volume_path(disk.pool, disk.volume)
-            await image.create(path, disk.format, mirror.size, below[0] if below else None)
+            try:
+                await image.create(path, disk.format, mirror.size, below[0] if below else None)
+            except ImageFailed as error:
+                if isinstance(error.__cause__, FileExistsError):  # since we looked: somebody else's
+                    place = Volume(pool=disk.pool, volume=disk.volume)
+                    await vm.write(made=tuple(one for one in vm.record.made if one != place))
+                raise
 
     async def listen(self, vm: VM, reservation: Reservation) -> tuple[ReservationStatus, Landing]:
         """Start QEMU; it waits for the memory, and for the disks, where the answer says."""
@@ -282,9 +303,9 @@ class Berth:
     async def clear(self, vm: VM) -> None:
         """Remove what was made for a VM that will not lie here: QEMU, files. May be repeated."""
         await vm.quit()
-        templates = self._templates_but_of(vm)
+        used = self._vms.kept.used_but_by(vm.id)
         for file in vm.record.made:
-            if file in templates:  # it came with this VM, and another one uses it now
+            if file in used:  # such as a template that came with this VM
                 continue
             await self._vms.launcher.pools.delete_volume(file.pool, file.volume)
         await self._remove_parts(vm)
@@ -300,13 +321,3 @@ class Berth:
             await self._parts.run(lambda: self._parts.remove(mine, pools))
         except SternaError as error:
             log.warning("parts of %s stay for a day: %s", vm.name, error)
-
-    def _templates_but_of(self, vm: VM) -> frozenset[Volume]:
-        """What the disks of all other VMs here rest on, of those too that are about to come."""
-        return frozenset(
-            Volume(pool=disk.pool, volume=one.volume)
-            for other in self._vms.all()
-            if other is not vm and other.is_here
-            for disk in other.record.spec.disks
-            for one in disk.base
-        )

@@ -204,6 +204,7 @@ class Incoming:
             ReservationStatus(operation=reservation.operation, state=OwnershipState.RESERVED),
             ArrivingFiles(vm, reservation, self.parts, self._vms.kept),
         )
+        self._berth.require_unclaimed(reservation)  # since the look in the thread
         self._vms.adopt(vm)
         self._arrivals[reservation.operation] = arrival
         vm.doing, vm.operation = f"moving in from {reservation.source}", reservation.operation
