@@ -176,6 +176,14 @@ def test_a_vm_that_is_off_and_whose_disk_another_program_has_open_stays():
     assert (found.id, bool(found.fix)) == ("storage.disk-locked", True)
 
 
+def test_snapshots_that_a_mirror_would_not_carry_keep_the_vm_here():
+    asked = question(LOCAL)
+    mirrors = tuple(replace(one, snapshots=("before",)) for one in asked.travel.mirrors)
+    (found,) = checks.run(replace(asked, travel=replace(asked.travel, mirrors=mirrors)))
+    assert (found.id, found.severity) == ("storage.snapshots-lost", "blocker")
+    assert "before" in found.finding
+
+
 def test_dirty_bitmaps_that_a_raw_disk_cannot_keep_are_named():
     asked = question(LOCAL)
     mirrors = tuple(replace(one, lost=("daily",)) for one in asked.travel.mirrors)

@@ -93,6 +93,18 @@ def test_what_a_guest_wrote_into_its_disk_is_not_taken_for_a_header(tmp_path: Pa
 
 
 @needs_qemu_img
+def test_snapshots_within_an_image_are_found(tmp_path: Path) -> None:
+    pools = Pools(tmp_path / "pools", host="a")
+    asyncio.run(pools.create(Pool(name="one", path=str(tmp_path / "one"))))
+    path = str(tmp_path / "one" / "root.qcow2")
+    for words in (["create", "-q", "-f", "qcow2", path, "1M"], ["snapshot", "-c", "before", path]):
+        subprocess.run(["qemu-img", *words], check=True)
+    known = record(ONE)
+    found = asyncio.run(measure(planned(known, is_live=True), known, pools, "a"))
+    assert found.mirrors[0].snapshots == ("before",)
+
+
+@needs_qemu_img
 def test_a_checkpoint_does_not_take_it_for_one_either(tmp_path: Path) -> None:
     folder = tmp_path / "one"
     folder.mkdir()

@@ -124,6 +124,7 @@ BAD: dict[str, Question] = {
             ),
         ),
     ),
+    "storage.snapshots-lost": question(ALL, snapshots={"vda": ("before",)}),
     "storage.disk-shared": question(ALL, users={OLD: "mail"}),
     "storage.disk-locked": question(ALL, locked=frozenset({OLD})),
     "storage.no-room": question(ALL, pools={"fast": pool("fast", free=2 * GB)}),

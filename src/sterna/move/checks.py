@@ -187,6 +187,18 @@ def use(q: Question) -> Iterator[Check]:
         )
 
 
+def snapshots(q: Question) -> Iterator[Check]:
+    """Those that other programs have made within an image are not lost with it."""
+    for mirror in q.travel.mirrors:
+        if mirror.snapshots:
+            yield _blocker(
+                "storage.snapshots-lost",
+                f"the image of disk {mirror.disk.name} holds snapshots, which only a move of a VM "
+                f"that is off carries: {', '.join(mirror.snapshots)}",
+                "Stop it and move it off; or, when it is off, delete them: qemu-img snapshot -d",
+            )
+
+
 def bitmaps(q: Question) -> Iterator[Check]:
     for mirror in q.travel.mirrors:
         if mirror.lost:
@@ -247,6 +259,7 @@ CHECKS: tuple[Callable[[Question], Iterator[Check]], ...] = (
     switches,
     storage,
     use,
+    snapshots,
     bitmaps,
     room,
     network,

@@ -44,6 +44,7 @@ class Mirroring:
     offer: MirrorOffer
     is_whole: bool
     lost: tuple[str, ...] = ()  # dirty bitmaps that its image there cannot keep
+    snapshots: tuple[str, ...] = ()  # within its image, which no mirror carries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,6 +290,7 @@ async def measure(travel: Travel, record: VMRecord, pools: Pools, host: str) -> 
         allocated = 0
         size = 0
         lost: tuple[str, ...] = ()
+        snapshots: tuple[str, ...] = ()
         for one in _mirrored(record, mirror):
             place = Volume(pool=mirror.disk.pool, volume=one.volume)
             path = pools.volume_path(place.pool, place.volume)
@@ -296,11 +298,11 @@ async def measure(travel: Travel, record: VMRecord, pools: Pools, host: str) -> 
                 raise missing(place, path)
             found = await image.info(path, one.format)  # never guessed: its guest wrote it
             if one.volume == mirror.disk.volume:
-                size = found.size
+                size, snapshots = found.size, found.snapshots
                 lost = found.bitmaps if travel.disk(mirror.disk.name).format == "raw" else ()
             allocated += found.allocated
         offer = replace(mirror.offer, size=size, allocated=allocated)
-        return replace(mirror, offer=offer, lost=lost)
+        return replace(mirror, offer=offer, lost=lost, snapshots=snapshots)
 
     files = await asyncio.to_thread(lambda: tuple(weigh(parcel) for parcel in travel.files))
     mirrors = tuple([await look(mirror) for mirror in travel.mirrors])

@@ -43,6 +43,7 @@ class ImageInfo:
     data_file: str = ""  # the file that holds its data
     is_marked_corrupt: bool = False  # QEMU found damage while it used it
     bitmaps: tuple[str, ...] = ()  # dirty bitmaps in it, as it was last opened
+    snapshots: tuple[str, ...] = ()  # kept within the image, by qemu-img or another program
 
 
 async def info(path: Path, image_format: Format | None = None) -> ImageInfo:
@@ -63,6 +64,7 @@ async def info(path: Path, image_format: Format | None = None) -> ImageInfo:
         data_file=str(specific.get("data-file", "")),
         is_marked_corrupt=bool(specific.get("corrupt", False)),
         bitmaps=tuple(str(one["name"]) for one in specific.get("bitmaps", ())),
+        snapshots=tuple(str(one["name"] or one["id"]) for one in answer.get("snapshots", ())),
     )
 
 

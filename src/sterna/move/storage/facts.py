@@ -45,6 +45,7 @@ async def gather(vm: VM, vms: VMs, plan: Plan) -> Facts:
         locked=locked,
         making=making(vm, vms),
         bitmaps=await _bitmaps(vm, plan, known, sizes),
+        snapshots=await _snapshots(vm, plan, known, sizes),
         base_differs=frozenset(
             item.target
             for item in plan.templates
@@ -100,6 +101,22 @@ async def _bitmaps(
             path = pools.volume_path(disk.pool, disk.volume)
             names = (await image.info(path, "qcow2")).bitmaps
         found |= {disk.name: names} if names else {}
+    return found
+
+
+async def _snapshots(
+    vm: VM, plan: Plan, pools: Pools, sizes: dict[Volume, tuple[int, int]]
+) -> dict[str, tuple[str, ...]]:
+    """Snapshots within images of which only what the guest sees is copied."""
+    found: dict[str, tuple[str, ...]] = {}
+    for one in plan.relocations:
+        disk, there = one.disk, one.there
+        is_copied = (disk.format, disk.base) == (there.format, there.base) and vm.process is None
+        top = Volume(pool=disk.pool, volume=disk.volume)
+        if disk.format == "qcow2" and not is_copied and top in sizes:
+            path = pools.volume_path(disk.pool, disk.volume)
+            names = (await image.info(path, "qcow2")).snapshots
+            found |= {disk.name: names} if names else {}
     return found
 
 

@@ -169,6 +169,9 @@ class Facts:
     locked: frozenset[Volume]  # images that another program has open
     making: Mapping[Volume, str] = field(default_factory=dict)  # not whole yet -> VM it is for
     bitmaps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # disk -> those it loses
+    snapshots: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # within images, lost too
     base_differs: frozenset[Volume] = frozenset()  # templates of that name with another size
 
 
@@ -226,6 +229,17 @@ def kinds(q: Question) -> Iterator[Check]:
                 f"disk {one.disk.name} rests on other images and stays {one.disk.format}",
                 "Leave the format out, or flatten a disk without checkpoints with --flatten",
             )
+
+
+def snapshots(q: Question) -> Iterator[Check]:
+    for disk, names in q.facts.snapshots.items():
+        yield _blocker(
+            "storage.snapshots-lost",
+            f"the image of disk {disk} holds snapshots, which are carried only as it is, and while "
+            f"{q.name} is off: {', '.join(names)}",
+            "Stop it and move it off, in its format; or, when it is off, delete them: "
+            "qemu-img snapshot -d",
+        )
 
 
 def bitmaps(q: Question) -> Iterator[Check]:
@@ -365,7 +379,7 @@ def _needs(q: Question) -> Iterator[tuple[Volume, int, int]]:
         yield one.top, sum(sizes), q.facts.virtual.get(one.disk.name, 0)
 
 
-CHECKS = (disks, kinds, bitmaps, pools, files, use, room)
+CHECKS = (disks, kinds, snapshots, bitmaps, pools, files, use, room)
 
 
 def check(question: Question) -> list[Check]:
