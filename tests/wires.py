@@ -14,8 +14,10 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import slow_wire
 from link_rig import eventually, make_pair
 from sterna.carrier.link import Endpoint, Link, Route, Tls
 from sterna.errors import LinkClosed, StreamReset
@@ -36,6 +38,7 @@ class Wires:
     def __init__(self, count: int) -> None:
         stem = f"sterna-t-{os.getpid()}-{time.monotonic_ns() % 10**9}"
         self.count = count
+        self._slow: subprocess.Popen[bytes] | None = None
         self._names = {role: f"{stem}-{role}" for role in _ROLES}
         for name in self._names.values():
             run("ip", "netns", "add", name)
@@ -44,6 +47,9 @@ class Wires:
             self._lay(number)
 
     def remove(self) -> None:
+        if self._slow is not None:
+            self._slow.kill()
+            self._slow.communicate()
         for name in self._names.values():
             run("ip", "netns", "del", name)
 
@@ -64,6 +70,23 @@ class Wires:
             for number in range(self.count):
                 name = self._names[role]
                 run("ip", "-n", name, "link", "set", f"eth{number}", "gso_max_segs", "1")
+
+    def delay(self, seconds: float) -> None:
+        """Each way of cable 0, from now on; once. A process stands in for the bridge."""
+        if not seconds:
+            return
+        fabric, program = self._names["fabric"], str(Path(__file__).with_name("slow_wire.py"))
+        for role in ("a", "b"):
+            for name, end in ((self._names[role], "eth0"), (fabric, f"{role}0")):
+                run("ip", "-n", name, "link", "set", end, "mtu", str(slow_wire.LARGEST))
+                run("ip", "netns", "exec", name, sys.executable, program, "off", end)
+            run("ip", "-n", fabric, "link", "set", f"{role}0", "nomaster")
+        process = subprocess.Popen(
+            [*self.inside("fabric"), sys.executable, program, str(seconds), "a0", "b0"],
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout.readline() == b"ready\n"
+        self._slow = process
 
     def pull(self, number: int) -> None:
         run("ip", "-n", self._names["fabric"], "link", "set", f"a{number}", "down")
@@ -290,7 +313,8 @@ def receive(link: Link, orders: dict[str, Any]) -> dict[str, Any]:
     data, received, told = payload(), 0, 0.0
     stream.send(b"ready")
     while (message := stream.receive()) is not None:
-        if int.from_bytes(message[:8]) != received // MESSAGE or memoryview(message)[8:] != data:
+        is_next = int.from_bytes(message[:8]) == received // MESSAGE
+        if not (is_next and len(message) == MESSAGE and message.endswith(data)):
             raise AssertionError(f"message {received // MESSAGE} is another one")
         received += len(message)
         if time.monotonic() - told > 0.02:
