@@ -124,6 +124,7 @@ BAD: dict[str, Question] = {
             ),
         ),
     ),
+    "storage.file-in-the-making": question(ALL, making={NEW: "mail"}),
     "storage.snapshots-lost": question(ALL, snapshots={"vda": ("before",)}),
     "storage.disk-shared": question(ALL, users={OLD: "mail"}),
     "storage.disk-locked": question(ALL, locked=frozenset({OLD})),

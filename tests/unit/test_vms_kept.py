@@ -1,6 +1,7 @@
 """Kept copies: renamed, listed, expired; and never deleted by a daemon that died in between."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,20 @@ def test_a_file_that_cannot_leave_yet_is_kept_when_it_does(tmp_path, pools):
     asyncio.run(kept.clear("id-1", [DISK]))
     (copy,) = kept.list()
     assert here(tmp_path) == {file.now for file in copy.files}
+
+
+def test_a_share_that_hangs_does_not_hang_the_daemon(tmp_path, pools, monkeypatch):
+    kept, check, loop = kept_in(tmp_path, pools), pools.require, threading.get_ident()
+    asked = []
+
+    def require(name: str) -> Pool:
+        asked.append(threading.get_ident())
+        return check(name)
+
+    monkeypatch.setattr(pools, "require", require)
+    asyncio.run(kept.keep("web", "id-1", [DISK], "moved", 1))
+    assert asked
+    assert loop not in asked
 
 
 def test_neither_a_long_name_nor_a_long_time_is_in_the_way_of_keeping(tmp_path, pools):

@@ -156,7 +156,7 @@ class Kept:
             else:
                 await self._pools.delete_volume(volume.pool, volume.volume)
         for pool in {volume.pool for volume in leaving}:
-            await asyncio.to_thread(storage.sync_directory, self._pools.require(pool))
+            await asyncio.to_thread(self._sync, pool)
         for copy in {copy.id: copy for copy, _ in wished.values()}.values():
             await self._settle(copy, used)
 
@@ -170,13 +170,19 @@ class Kept:
     async def _settle(self, copy: KeptCopy, used: Collection[Volume]) -> None:
         """Say that the renames are through, unless a file has its old name yet: QEMU has it open."""
         places = [file.was for file in copy.files if file.was not in used]
-        old = [self._pools.volume_path(place.pool, place.volume) for place in places]
-        if await asyncio.to_thread(lambda: any(path.exists() for path in old)):
+
+        def is_there(place: Volume) -> bool:
+            return self._pools.volume_path(place.pool, place.volume).exists()
+
+        if await asyncio.to_thread(lambda: any(map(is_there, places))):
             return
         settled = replace(copy, is_intended=False)
         await self._store.write(copy.id, settled)
         self._copies[copy.id] = settled
         log.info("kept %d files of %s until %s", len(copy.files), copy.vm, copy.expires)
+
+    def _sync(self, pool: str) -> None:
+        storage.sync_directory(self._pools.require(pool))
 
     def _rename(self, file: KeptFile) -> None:
         pool = self._pools.require(file.was.pool)

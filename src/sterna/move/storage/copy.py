@@ -69,8 +69,7 @@ class Copies:
                     copies.create_task(self._disk(one, executor))
             watching.cancel()
         for pool in {volume.pool for volume in self._plan.new}:
-            found = self._pools.require(pool)
-            await asyncio.to_thread(directories.sync_directory, found)
+            await asyncio.to_thread(self._sync, pool)
         self.progress.show()
 
     def _expect(self) -> None:
@@ -152,6 +151,9 @@ class Copies:
                 raise
             await self._vm.write(made=tuple(one for one in self._vm.record.made if one != volume))
             raise self._exists(volume) from error
+
+    def _sync(self, pool: str) -> None:
+        directories.sync_directory(self._pools.require(pool))
 
     def _path(self, volume: Volume) -> Path:
         return self._pools.volume_path(volume.pool, volume.volume)

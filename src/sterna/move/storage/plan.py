@@ -298,12 +298,22 @@ def files(q: Question) -> Iterator[Check]:
                 f"{item.target} is not the same as {item.source}, on which disk {item.disk} rests",
                 "Use --flatten, or another pool",
             )
+
+
+def names(q: Question) -> Iterator[Check]:
+    """Each new file has a name of its own."""
     for volume in q.plan.new:
         if volume in q.facts.sizes:
             yield _blocker(
                 "storage.file-exists",
                 f"{volume} exists already",
                 "Rename or delete that file, or use another pool",
+            )
+        elif other := q.facts.making.get(volume):
+            yield _blocker(
+                "storage.file-in-the-making",
+                f"{volume} is just being made for {other}",
+                "Use another pool, or try again when that has ended: sterna op list",
             )
     places = [*q.plan.new, *(item.target for item in q.plan.templates)]
     twice = [volume for volume in places if places.count(volume) > 1]
@@ -379,7 +389,7 @@ def _needs(q: Question) -> Iterator[tuple[Volume, int, int]]:
         yield one.top, sum(sizes), q.facts.virtual.get(one.disk.name, 0)
 
 
-CHECKS = (disks, kinds, snapshots, bitmaps, pools, files, use, room)
+CHECKS = (disks, kinds, snapshots, bitmaps, pools, files, names, use, room)
 
 
 def check(question: Question) -> list[Check]:
