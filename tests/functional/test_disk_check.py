@@ -86,6 +86,13 @@ def test_a_link_out_of_the_pool_is_a_finding_and_what_another_program_writes_is_
         ended = shelf.host.client.get(path, {"wait": 30}, wait_s=60)
         assert ended["error"]["code"] == "checkpoint.refused", ended
         other.communicate()
+    golden = shelf.folder / "golden.qcow2"
+    aside = golden.rename(golden.with_suffix(".aside"))
+    operation = shelf.host.client.post("/v1/vms/tern/checkpoints", {"name": "three"})
+    path = f"/v1/operations/{operation['id']}"
+    ended = shelf.host.client.get(path, {"wait": 30}, wait_s=60)
+    assert ended["error"]["code"] == "image.missing", ended
+    aside.rename(golden)
     aside = top.rename(top.with_suffix(".aside"))
     top.symlink_to("/etc/hostname")
     assert ("disk.unreadable", top.name) in shelf.found(vms=["tern"])

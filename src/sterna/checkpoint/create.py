@@ -15,7 +15,6 @@ both say the same.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +22,7 @@ from sterna import clock
 from sterna.checkpoint import memory_file, tree
 from sterna.checkpoint.memory_file import MemoryFile
 from sterna.checkpoint.merge import Merger
-from sterna.errors import CheckpointRefused, QMPError
+from sterna.errors import CheckpointRefused, ImageMissing, QMPError
 from sterna.model.disk import Checkpoint, Image, StateFile, Volume, node_name
 from sterna.model.move import Phase
 from sterna.model.vm import Disk
@@ -33,6 +32,7 @@ from sterna.qemu import image, nodes
 from sterna.qemu.blocks import Blocks
 from sterna.qemu.nodes import Layer, file_of
 from sterna.units import format_duration, format_size
+from sterna.vms import chain
 from sterna.vms.machine import VM
 from sterna.vms.saved import clear_quietly
 from sterna.vms.service import VMs
@@ -111,8 +111,7 @@ class Creation:
         if self._memory is not None and vm.process is not None:
             await self._memory.require_room()
         is_live = vm.process is not None
-        if not is_live:
-            await asyncio.to_thread(self._require_unused)
+        await asyncio.to_thread(self._look)
         undo = self.undo
         async with undo:
             undo.push("remove the files that were made", self._remove_made)
@@ -128,17 +127,20 @@ class Creation:
             await self._settle(state)
         return self._report(state)
 
-    def _require_unused(self) -> None:
-        """What is frozen must not change any more. Raises CheckpointRefused."""
+    def _look(self) -> None:
+        """Every image is there, and nobody changes what is frozen. Raises ImageMissing, CheckpointRefused."""
+        vm, launcher = self._vm, self._vms.launcher
         for disk in self._disks:
-            path = self._vms.launcher.pools.volume_path(disk.pool, disk.volume)
-            with contextlib.suppress(OSError):  # not there: what follows says so
-                if image.is_in_use(path):
-                    raise CheckpointRefused(
-                        vm=self._vm.name,
-                        reason=f"it is off, but another program has {path} open",
-                        fix=f"End that program; find it with: lsof {path}",
-                    )
+            paths = [layer.path for layer in chain.layers(vm.record, disk, launcher.pools)]
+            for path in paths:
+                if not path.is_file():
+                    raise ImageMissing(what=f"disk {disk.name}", path=path, host=launcher.host)
+            if vm.process is None and image.is_in_use(paths[0]):
+                raise CheckpointRefused(
+                    vm=vm.name,
+                    reason=f"it is off, but another program has {paths[0]} open",
+                    fix=f"End that program; find it with: lsof {paths[0]}",
+                )
 
     async def _make_files(self) -> None:
         self._job.phase = Phase.DISKS

@@ -25,7 +25,10 @@ class ImageFailed(Failed):
 class VolumeExists(Conflict):
     code = "volume.exists"
     text = "{path} exists already in pool {pool}"
-    hint = "Use it with volume={volume} and no size, or choose another volume name"
+    hint = (
+        "Rename or delete that file, or use another pool or name; a new VM takes it as it is with "
+        "volume={volume} and no size"
+    )
 
 
 class VolumeForbidden(Refused):
