@@ -30,7 +30,7 @@ DISKS = Load(
     pool=LOCAL_POOL,
     formats=("qcow2", "raw"),
 )
-PLAIN = [b"Linux version", b"QEVM", b"NBDMAGIC"]  # what guest, stream and disks say in the clear
+PLAIN = [b"Linux version", b"QEVM"]  # what guest and stream say in the clear
 SNIFFER = """
 import json, socket, sys
 listener = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
@@ -180,8 +180,9 @@ def test_a_limit_is_kept_and_can_be_changed_on_the_way(lab, carrier):
         )
         return int(text.stdout)
 
+    lab.shape(Network.MIGRATION, "200mbit")  # QEMU's last copy knows no limit but this
     with traveller(lab, Load(memory_mb_s=60, memory_mb=120, pattern="random")) as guest:
-        operation = guest.move(a, b, carrier=carrier, bandwidth=4_000_000)
+        operation = guest.move(a, b, carrier=carrier, bandwidth=4_000_000, on_stall="wait")
         path = f"/v1/operations/{operation['id']}"
 
         def progress() -> dict[str, Any]:
@@ -216,8 +217,10 @@ def test_a_relay_that_dies_undoes_the_move_with_its_words_and_the_guest_goes_on(
             wishes = {"bandwidth": 12_000_000} if phase == "memory" else {}
             operation = guest.move(a, b, carrier="compression", disk_copy="mirror", **wishes)
             wait_until(lambda: guest.phase_of(a, operation) == phase, f"it is in phase {phase}")  # noqa: B023
-            (relay,) = relays(a if end == "a" else b)
-            relay.signal(9)
+            host = a if end == "a" else b
+            wait_until(lambda: relays(host), "its relay runs")  # noqa: B023
+            for relay in relays(host):
+                relay.signal(9)
             done = guest.ended(a, operation)
             assert done["state"] == "failed", done
             assert "relay" in done["error"]["title"], done["error"]
@@ -234,7 +237,7 @@ def test_a_link_that_is_cut_for_a_while_is_waited_for_and_the_move_goes_on(lab, 
         path = f"/v1/operations/{operation['id']}"
         wait_until(lambda: guest.phase_of(a, operation) == phase, f"it is in phase {phase}")
         lab.cut(b.name, Network.MIGRATION)
-        wait_until(lambda: a.client.get(path)["progress"]["link"] == "down", "it is seen")
+        wait_until(lambda: a.client.get(path)["progress"].get("link") == "down", "it is seen")
         time.sleep(8)
         assert a.client.get(path)["state"] == "running"
         lab.restore(b.name, Network.MIGRATION)

@@ -37,7 +37,7 @@ class Member:
     def __init__(
         self, limits: Limits, wish: int | None, apply: Callable[[int | None], Awaitable[None]]
     ) -> None:
-        self.share: int | None = wish
+        self.share: int | None = None  # as far as it has been told
         self.wish = wish
         self.apply = apply
         self._limits = limits
