@@ -7,47 +7,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from sterna.carrier import frames, tls
 from sterna.carrier.frames import Hello
 from sterna.carrier.link import Endpoint, Link, LinkEvent, LinkEventKind, Route, Stream, Tls
+from sterna.security.pair import make
 
 SOON_S = 5.0  # for what is quick on a quiet machine
 
 
-def make_pair(name: str) -> tuple[str, str]:
-    """Certificate and key as PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    begin = datetime.now(UTC) - timedelta(hours=1)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(begin)
-        .not_valid_after(begin + timedelta(days=2))
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    return certificate.public_bytes(serialization.Encoding.PEM).decode(), private.decode()
-
-
-_SOURCE, _TARGET = make_pair("source"), make_pair("target")
-SOURCE = Tls(certificate=_SOURCE[0], key=_SOURCE[1], peer=_TARGET[0])
-TARGET = Tls(certificate=_TARGET[0], key=_TARGET[1], peer=_SOURCE[0])
-LINK_ID = tls.link_id(_SOURCE[0], _TARGET[0])
+_SOURCE, _TARGET = make(), make()
+SOURCE = Tls(_SOURCE.certificate, _SOURCE.key, _TARGET.certificate)
+TARGET = Tls(_TARGET.certificate, _TARGET.key, _SOURCE.certificate)
+LINK_ID = tls.link_id(_SOURCE.certificate, _TARGET.certificate)
 
 
 def eventually(found: Callable[[], bool], seconds: float = SOON_S) -> bool:

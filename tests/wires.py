@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import slow_wire
-from link_rig import eventually, make_pair
+from link_rig import eventually
 from sterna.carrier.link import Endpoint, Link, Route, Tls
 from sterna.errors import LinkClosed, StreamReset
+from sterna.security.pair import make
 
 MBIT = 125_000  # bytes a second
 MESSAGE = 1 << 20  # bytes
@@ -173,7 +174,7 @@ class Transfer:
         grace_s: float | None = 30.0,
         limit: int | None = None,
     ) -> None:
-        pairs = make_pair("source"), make_pair("target")
+        near, far = make(), make()
         self.stats: dict[str, Any] = {"down_since": None, "channels": [], "limited": False}
         self.received = 0
         self._events: list[str] = []
@@ -182,11 +183,15 @@ class Transfer:
         self._started: list[tuple[subprocess.Popen[str], threading.Thread]] = []
         addresses = [f"10.99.{number}.2" for number in range(routes)]
         common = {"grace_s": grace_s, "limit": limit, "size": size}
-        self._start(wires, "b", {**common, "tls": [*pairs[1], pairs[0][0]], "addresses": addresses})
+        self._start(
+            wires,
+            "b",
+            {**common, "tls": [far.certificate, far.key, near.certificate], "addresses": addresses},
+        )
         assert eventually(lambda: "endpoints" in self.stats, _LONG_S)
         self._source = self._start(
             wires, "a",
-            {**common, "tls": [*pairs[0], pairs[1][0]], "endpoints": self.stats["endpoints"]},
+            {**common, "tls": [near.certificate, near.key, far.certificate], "endpoints": self.stats["endpoints"]},
         )  # fmt: skip
 
     def limit(self, rate: int | None) -> None:

@@ -22,7 +22,6 @@ from link_rig import (
     Rogue,
     end,
     eventually,
-    make_pair,
     pair,
     target,
 )
@@ -30,6 +29,7 @@ from sterna.carrier import connect, frames, tls, traffic
 from sterna.carrier.frames import Hello
 from sterna.carrier.link import Endpoint, Link, LinkEventKind, Route, Tls
 from sterna.errors import LinkClosed, StreamReset
+from sterna.security.pair import make
 
 MIB = 1 << 20
 
@@ -261,6 +261,20 @@ def test_a_link_that_one_side_closes_ends_every_wait_on_both():
             assert len(one.texts(LinkEventKind.CLOSED)) == 1
 
 
+def test_who_waits_for_the_last_words_to_be_read_is_told_by_the_close():
+    for _ in range(20):
+        with pair() as ends:
+            near, far = ends.streams()
+            far.send(b"bye")
+            far.finish()
+            near.finish()
+            assert far.receive() is None
+            draining = Doing(far.drain)
+            assert everything(near) == [b"bye"]
+            ends.source.link.close()
+            assert draining.result()
+
+
 def test_without_any_channel_for_the_grace_period_both_ends_give_up():
     cables = []
 
@@ -389,9 +403,9 @@ def goes_on(far: End, endpoint: Endpoint) -> None:
 
 
 def test_a_peer_with_another_key_is_refused():
-    certificate, key = make_pair("source")
+    other = make()
     with target() as (far, endpoint):
-        rogue = Rogue(endpoint, Tls(certificate=certificate, key=key, peer=SOURCE.peer))
+        rogue = Rogue(endpoint, Tls(other.certificate, other.key, SOURCE.peer))
         with contextlib.suppress(OSError):
             rogue.hello()
         assert rogue.last_words() == ""
@@ -412,8 +426,8 @@ def test_a_peer_without_a_certificate_is_refused():
 
 
 def test_a_target_with_another_key_is_not_spoken_to():
-    certificate, key = make_pair("target")
-    wrong = end(Tls(certificate=certificate, key=key, peer=TARGET.peer), lead=False)
+    other = make()
+    wrong = end(Tls(other.certificate, other.key, TARGET.peer), lead=False)
     endpoint = wrong.link.listen(["127.0.0.1"])[0]
     near = end(SOURCE, lead=True, grace_s=0.3)
     near.link.connect([Route("", endpoint)])

@@ -21,6 +21,7 @@ from sterna.carrier.traffic import Load, Traffic
 from sterna.clock import monotonic
 
 _BURST = 64  # frames read before something is sent
+_LOADS = 4  # and sent before something is read
 _LINGER_S = 1.0  # that the last words get to leave
 _NOTSENT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 
@@ -70,6 +71,7 @@ class Channel:
         self._target: bytearray | None = None
         self._view = self._head
         self._at = 0
+        self._is_bulk = False  # large frames come: there is likely to be more
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.set_unsent(128 << 10)
         self.thread = threading.Thread(target=self._run, name=f"channel-{self.number}", daemon=True)
@@ -130,14 +132,17 @@ class Channel:
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         fd = self._sock.fileno()
+        poll.register(fd, select.POLLIN)
+        was_blocked = False
         more = True  # OpenSSL may have read more than the hello
         while True:
             if self._ends is not None:
                 self._say(self._last_words)
                 raise _End(self._ends)
             is_blocked, delay = self._write()
-            wants = select.POLLIN | (select.POLLOUT if is_blocked else 0)
-            poll.register(fd, wants)
+            if is_blocked != was_blocked:
+                poll.register(fd, select.POLLIN | (select.POLLOUT if is_blocked else 0))
+                was_blocked = is_blocked
             timeout = None
             if more or not (is_blocked or delay or self.is_idle):
                 timeout = 0
@@ -150,23 +155,24 @@ class Channel:
                 more = self._read()
 
     def _write(self) -> tuple[bool, float]:
-        """Send what can go now, one load at most. Whether the socket is full; a delay."""
-        if not self._outgoing:
-            if self._ping:
-                self._ping = False
-                self._outgoing.append(memoryview(frames.pack(frames.PING)))
-            else:
-                with self._traffic.lock:
-                    load = self._traffic.take(self)
-                self._fill(load)
-                if not self._outgoing:
-                    return False, load.delay
-        try:
-            while self._outgoing:
-                self._sock.send(self._outgoing[0])
-                del self._outgoing[0]
-        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
-            return True, 0.0
+        """Send what can go now, some frames at most. Whether the socket is full; a delay."""
+        for _ in range(_LOADS):
+            if not self._outgoing:
+                if self._ping:
+                    self._ping = False
+                    self._outgoing.append(memoryview(frames.pack(frames.PING)))
+                else:
+                    with self._traffic.lock:
+                        load = self._traffic.take(self)
+                    self._fill(load)
+                    if not self._outgoing:
+                        return False, load.delay
+            try:
+                while self._outgoing:
+                    self._sock.send(self._outgoing[0])
+                    del self._outgoing[0]
+            except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                return True, 0.0
         return False, 0.0
 
     def _fill(self, load: Load) -> None:
@@ -199,6 +205,8 @@ class Channel:
             if self._at == len(self._view):
                 self._advance()
                 left -= 1
+                if not self._is_bulk and not self._sock.pending():
+                    return False  # poll is cheaper than to fail
         return True
 
     def _advance(self) -> None:
@@ -213,13 +221,14 @@ class Channel:
                 self._header = header if is_wanted else header._replace(kind=frames.PING)
                 self._target = self._traffic.buffer(header.length)
                 self._view = memoryview(self._target)[: header.length]
+                self._is_bulk = header.length > frames.RECORD
                 self._at = 0
                 return
+            self._is_bulk = False
             self._dispatch(header, bytearray())
         else:
             header, target = self._header, self._target
             self._header = self._target = None
-            self._view = self._head
             assert target is not None
             self._dispatch(header, target)
         self._view, self._at = self._head, 0

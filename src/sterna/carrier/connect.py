@@ -10,6 +10,7 @@ import select
 import socket
 import ssl
 import threading
+from collections import Counter
 from typing import Protocol
 
 from sterna.carrier import frames, tls
@@ -19,6 +20,7 @@ from sterna.clock import monotonic
 
 HANDSHAKE_S = 5.0  # from connect to hello, both ways
 _AT_ONCE = 16  # handshakes; more are turned away
+_FROM_ONE = 8  # of them from one address: no stranger takes all places
 _FIRST_WAIT_S, _LAST_WAIT_S = 0.2, 1.0  # between attempts, doubling
 _USER_TIMEOUT_MS = 5000  # TCP's own patience; heartbeats are quicker
 _BACKLOG = 16
@@ -72,7 +74,8 @@ class Gate:
         self._context = context
         self._servers = servers
         self._wake = wake
-        self._places = threading.BoundedSemaphore(_AT_ONCE)
+        self._lock = threading.Lock()
+        self._guests: Counter[str] = Counter()  # by address, in a handshake
         self.thread = threading.Thread(target=self._run, name="gate", daemon=True)
 
     def _run(self) -> None:
@@ -90,20 +93,35 @@ class Gate:
 
     def _accept(self, server: socket.socket) -> None:
         try:
-            sock, _ = server.accept()
+            sock, (address, *_) = server.accept()
         except BlockingIOError:
             return
         except OSError:
             self._owner.ends.wait(_EXHAUSTED_S)
             return
-        if not self._places.acquire(blocking=False):
-            sock.close()
-            return
+        with self._lock:
+            if self._guests.total() >= _AT_ONCE or self._guests[address] >= _FROM_ONE:
+                sock.close()
+                return
+            self._guests[address] += 1
         try:
-            threading.Thread(target=self._admit, args=(sock,), name="admit", daemon=True).start()
+            threading.Thread(
+                target=self._receive, args=(sock, address), name="admit", daemon=True
+            ).start()
         except RuntimeError:  # no thread left
-            self._places.release()
+            self._leave(address)
             sock.close()
+
+    def _receive(self, raw: socket.socket, address: str) -> None:
+        try:
+            self._admit(raw)
+        finally:
+            self._leave(address)
+
+    def _leave(self, address: str) -> None:
+        with self._lock:
+            self._guests[address] -= 1
+            self._guests += Counter()  # keeps only those above 0
 
     def _admit(self, raw: socket.socket) -> None:
         who = "somebody"
@@ -131,8 +149,6 @@ class Gate:
         except OSError as error:
             self._owner.refused(who, tls.words(error))
             _drop(sock or raw)
-        finally:
-            self._places.release()
 
 
 class Dialer:

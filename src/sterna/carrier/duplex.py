@@ -88,7 +88,8 @@ class Stream:
         """
         with self._traffic.lock:
             self.sent.wait_for(self._is_settled, timeout_s)
-            self._check()
+            if self.broken is not None or not self.outbox.is_drained:
+                self._check()
             return self.outbox.is_drained
 
     def reset(self, reason: str) -> None:

@@ -95,6 +95,10 @@ class Inbox:
             self._consume(piece)
         return None
 
+    def remind(self) -> None:
+        """Acknowledge what was consumed since the last time, asked for or not."""
+        self.ack_due |= self._since_ack > 0
+
     def clear(self) -> None:
         """Forget what is here: nobody will read it."""
         self._ahead.clear()

@@ -271,6 +271,13 @@ class Link:
     # ---- its own
 
     def _keep(self) -> None:
+        try:
+            self._watch()
+        except Exception as error:  # without it nothing would ever be found dead
+            log.exception("the keeper of the link failed")
+            self._shut(f"an error of our own: {error}", tell=True)
+
+    def _watch(self) -> None:
         """Heartbeats, silence, figures, the grace period."""
         last = pinged = monotonic()
         while not self.ends.wait(TICK_S):
@@ -306,10 +313,11 @@ class Link:
             with self._traffic.lock:
                 if self._traffic.closed is not None:
                     return
+                words = self._traffic.farewell()
                 self._traffic.close(reason)
             self.ends.set()
             os.eventfd_write(self._wake, 1)
-            words = frames.with_text(frames.CLOSE, reason) if tell else b""
+            words = words + frames.with_text(frames.CLOSE, reason) if tell else b""
             for channel in self._channels.values():
                 channel.end(reason, words)
             for dialer in self._dialers:

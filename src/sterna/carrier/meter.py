@@ -11,6 +11,7 @@ from sterna.carrier.channel import Channel
 from sterna.carrier.facts import ChannelState, ChannelStats
 from sterna.carrier.tcpinfo import HEADERS, TcpInfo
 from sterna.carrier.traffic import Traffic
+from sterna.clock import monotonic
 
 _IPV6_MORE = 20  # bytes of its header beyond IPv4's
 _SEGMENT = 1448  # bytes, for what TCP has not cut yet
@@ -45,7 +46,7 @@ class Meter:
         self._routes: dict[int, _Route] = {}
         self._waits = 0
         self._waited = -_LIMITED_S
-        self._adapted = 0.0
+        self._adapted = monotonic()
 
     def add(self, channel: Channel) -> None:
         """It is the channel of its route from now on."""
@@ -77,8 +78,7 @@ class Meter:
             self._settle(live, now)
             if now - self._adapted >= _ADAPT_S:
                 rtt_s = max((_rtt_us(channel) for channel in live), default=0) / 1e6
-                for stream in self._traffic.streams.values():
-                    stream.outbox.adapt(now - self._adapted, rtt_s)
+                self._traffic.tick(now - self._adapted, rtt_s)
                 self._adapted = now
 
     def stats(self, live: Collection[Channel], reasons: dict[int, str]) -> list[ChannelStats]:

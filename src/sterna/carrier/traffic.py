@@ -282,6 +282,24 @@ class Traffic:
         self._resets_due.update(dict.fromkeys(self._resets))
         self.wake()
 
+    def tick(self, seconds: float, rtt_s: float) -> None:
+        """Some times a second: windows follow their readers, readers tell what they have used."""
+        for stream in self.streams.values():
+            stream.outbox.adapt(seconds, rtt_s)
+            stream.inbox.remind()
+            if stream.inbox.ack_due:
+                self._acks[stream.number] = stream
+        if self._acks or self._has_turn():
+            self.wake()
+
+    def farewell(self) -> bytes:
+        """All acknowledgements that are not told yet, as frames: the last ones of the link."""
+        for stream in self.streams.values():
+            stream.inbox.remind()
+            if stream.inbox.ack_due:
+                self._acks[stream.number] = stream
+        return self._control()
+
     # ---- what arrives
 
     def admit(self, header: Header) -> bool:
