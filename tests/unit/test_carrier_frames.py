@@ -158,6 +158,22 @@ def test_a_message_counts_as_consumed_when_the_next_one_is_asked_for():
     assert inbox.acknowledge() == (2, 1)
 
 
+def test_what_was_consumed_unasked_is_acknowledged_after_a_moment():
+    """Else a sender whose window has shrunk since would wait for ever."""
+    inbox = Inbox(1)
+    inbox.insert(1, Piece(frames.END, b"x", 1))
+    inbox.collect()
+    inbox.remind()
+    assert not inbox.ack_due
+    inbox.release()
+    assert not inbox.ack_due
+    inbox.remind()
+    assert inbox.ack_due
+    assert inbox.acknowledge() == (2, 0)
+    inbox.remind()
+    assert not inbox.ack_due
+
+
 def test_frames_that_no_honest_peer_sends_are_refused():
     inbox = Inbox(1)
     with pytest.raises(BadFrame, match="frame 1000000 where 1 is awaited"):

@@ -214,7 +214,7 @@ def test_a_reset_is_told_with_its_reason_and_the_link_goes_on():
         near, far = ends.streams("again")
         near.send(b"x")
         assert far.receive() == b"x"
-        assert eventually(lambda: not ends.target.link._traffic._resets)
+        assert eventually(lambda: not ends.target.link._traffic._notes._resets)
         assert ends.source.link.stats().in_flight < 4096  # of the new stream only
 
 
@@ -649,7 +649,7 @@ def test_a_flood_of_frames_of_streams_that_have_ended_is_answered_within_bounds(
             rogue.send(header(frames.RESET, stream=number))
         rogue.open(4001)
         assert far.link.accept()[0] == "memory"
-        assert len(far.link._traffic._gone_due) <= 64
+        assert len(far.link._traffic._notes._gone) <= 64
         assert len(far.link._traffic.streams) == 1
 
 

@@ -219,7 +219,7 @@ class Channel:
                     with self._traffic.lock:
                         is_wanted = self._traffic.admit(header)
                 self._header = header if is_wanted else header._replace(kind=frames.PING)
-                self._target = self._traffic.buffer(header.length)
+                self._target = self._traffic.buffers.get(header.length)
                 self._view = memoryview(self._target)[: header.length]
                 self._is_bulk = header.length > frames.RECORD
                 self._at = 0

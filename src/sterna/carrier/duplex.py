@@ -71,7 +71,7 @@ class Stream:
         if parts is None:
             return None
         message = _join(parts)
-        self._traffic.recycle(parts)
+        self._traffic.buffers.give_back(parts)
         return message
 
     def finish(self) -> None:

@@ -1,6 +1,6 @@
 """All streams of a link: what goes next, what arrives, what is sent again. No thread, no socket.
 
-Everything but `recycle` and `buffer` is called with `lock` held. Memory is bounded against any
+All methods are called with `lock` held. Memory is bounded against any
 peer: by MAX_STREAMS, by the windows, and by POOL above the smallest windows.
 """
 
@@ -13,18 +13,17 @@ from typing import Protocol
 
 from sterna.carrier import frames
 from sterna.carrier.bucket import Bucket
+from sterna.carrier.buffers import Buffers
 from sterna.carrier.duplex import QUEUE, Stream
 from sterna.carrier.frames import BadFrame, Header
 from sterna.carrier.inbox import Piece
+from sterna.carrier.notes import Notes
+from sterna.carrier.numbers import LATE, Numbers
 from sterna.carrier.outbox import Frame
 from sterna.clock import monotonic
 from sterna.errors import LinkClosed, StreamReset
 
-_SPARE = 64  # buffers of a full frame kept for reuse
-_POOLED = frames.MAX_PAYLOAD // 2  # smaller payloads get a buffer of their own
-_CONTROL = 8 << 10  # bytes of small frames before the next other frame
-_LATE = 2 * frames.MAX_STREAMS  # the peer's ends may be known to us a little later than to it
-_KEPT = frames.POOL + 2 * _LATE * (frames.MIN_WINDOW + frames.MAX_PAYLOAD)  # bytes, at most
+_KEPT = frames.POOL + 2 * LATE * (frames.MIN_WINDOW + frames.MAX_PAYLOAD)  # bytes, at most
 _PER_FRAME = 154  # bytes on the wire beside payload and packets: headers of TLS, some of packets
 _PACKETS = 1 + 66 / 1448  # headers of TCP, IP, Ethernet
 
@@ -56,6 +55,7 @@ class Traffic:
         self.closed: str | None = None
         self.carriers: list[Carrier] = []
         self.streams: dict[int, Stream] = {}
+        self.buffers = Buffers()
         self.bucket = Bucket(limit)
         self.retransmitted = 0
         self.charged = 0.0  # bytes on the wire, as estimated when they were taken
@@ -64,16 +64,10 @@ class Traffic:
         self._kept = 0  # cost of all that waits in inboxes
         self._accepting = threading.Condition(self.lock)
         self._came: deque[Stream] = deque()
-        self._next_id = 1 if lead else 2
-        self._seen = 0 if lead else -1  # highest number of the peer's streams
-        self._unseen: set[int] = set()  # below it, and not come yet
+        self._numbers = Numbers(lead=lead)
+        self._notes = Notes()
         self._turn: deque[int] = deque()  # streams, in the order of their turns
         self._again: deque[Frame] = deque()
-        self._acks: dict[int, Stream] = {}
-        self._resets: dict[int, str] = {}  # the peer has not said that it knows
-        self._resets_due: dict[int, None] = {}
-        self._gone_due: dict[int, None] = {}
-        self._spare: list[bytearray] = []
 
     # ---- for users of streams
 
@@ -82,10 +76,9 @@ class Traffic:
         if not 0 < len(name) <= frames.MAX_SERVICE:
             raise ValueError(f"{service!r} is no name of a service")
         self.check_open()
-        if sum(1 for number in self.streams if self._is_ours(number)) >= frames.MAX_STREAMS:
+        if sum(1 for number in self.streams if self._numbers.is_ours(number)) >= frames.MAX_STREAMS:
             raise StreamReset(service=service, reason="too many streams are open")
-        stream = self._add(self._next_id, service, opens=True)
-        self._next_id += 2
+        stream = self._add(self._numbers.take(), service, opens=True)
         self.wake()
         return stream
 
@@ -113,15 +106,14 @@ class Traffic:
     def _consumed(self, stream: Stream, before: int) -> None:
         self._kept += stream.inbox.cost - before
         if stream.inbox.ack_due:
-            self._acks[stream.number] = stream
+            self._notes.acknowledge(stream)
             self.wake()
         self._retire(stream)
 
     def reset(self, stream: Stream, reason: str) -> None:
         if self.streams.get(stream.number) is stream and self.closed is None:
-            self._resets[stream.number] = reason
-            self._resets_due[stream.number] = None
             self._break(stream, reason)
+            self._notes.reset(stream.number, reason)
             self.wake()
 
     def close(self, reason: str) -> None:
@@ -162,7 +154,7 @@ class Traffic:
         if carrier.is_stalled:
             carrier.is_idle = True
             return Load()
-        load = Load(control=self._control())
+        load = Load(control=self._notes.take())
         if self.bucket.rate is not None and self._has_turn():
             load.delay = self.bucket.delay(monotonic())
         if not load.delay and (frame := self._next(carrier.frame_size)):
@@ -177,26 +169,6 @@ class Traffic:
         if size and len(self.carriers) > 1 and self._has_turn():
             self.wake()
         return load
-
-    def _control(self) -> bytes:
-        found: list[bytes] = []
-        room = _CONTROL // (frames.SIZE + 64)
-        while self._acks and len(found) < room:
-            stream = self._acks.pop(next(iter(self._acks)))
-            consumed, ahead = stream.inbox.acknowledge()
-            found.append(
-                frames.pack(frames.ACK, stream=stream.number, consumed=consumed, ahead=ahead)
-            )
-        while self._gone_due and len(found) < room:
-            number = next(iter(self._gone_due))
-            del self._gone_due[number]
-            found.append(frames.pack(frames.GONE, stream=number))
-        while self._resets_due and len(found) < room:
-            number = next(iter(self._resets_due))
-            del self._resets_due[number]
-            if number in self._resets:
-                found.append(frames.with_text(frames.RESET, self._resets[number], number))
-        return b"".join(found)
 
     def _pool(self) -> int:
         if len(self.streams) <= frames.POOL // frames.MAX_WINDOW:
@@ -240,7 +212,7 @@ class Traffic:
 
     def _fly(self, frame: Frame, carrier: Carrier, load: Load) -> None:
         inbox = self.streams[frame.stream].inbox
-        self._acks.pop(frame.stream, None)
+        self._notes.acknowledged(frame.stream)
         consumed, ahead = inbox.acknowledge()
         frame.carriers.append(carrier)
         carrier.flying[frame] = None
@@ -258,8 +230,7 @@ class Traffic:
     def attach(self, carrier: Carrier) -> None:
         """A channel is up. Both sides tell what they have."""
         self.carriers.append(carrier)
-        self._acks.update(self.streams)
-        self._resets_due.update(dict.fromkeys(self._resets))
+        self._notes.repeat(self.streams)
         self.wake()
 
     def detach(self, carrier: Carrier) -> None:
@@ -272,14 +243,13 @@ class Traffic:
 
     def send_again(self, carrier: Carrier) -> None:
         """What it carries goes on others too, before anything new."""
-        frames_ = [
+        lost = [
             frame for frame in carrier.flying if not frame.waits and frame.outbox.is_wanted(frame)
         ]
-        for frame in frames_:
+        for frame in lost:
             frame.waits = True
-        self._again.extend(sorted(frames_, key=lambda frame: frame.number))
-        self._acks.update(self.streams)
-        self._resets_due.update(dict.fromkeys(self._resets))
+        self._again.extend(sorted(lost, key=lambda frame: frame.number))
+        self._notes.repeat(self.streams)
         self.wake()
 
     def tick(self, seconds: float, rtt_s: float) -> None:
@@ -288,8 +258,8 @@ class Traffic:
             stream.outbox.adapt(seconds, rtt_s)
             stream.inbox.remind()
             if stream.inbox.ack_due:
-                self._acks[stream.number] = stream
-        if self._acks or self._has_turn():
+                self._notes.acknowledge(stream)
+        if self._notes or self._has_turn():
             self.wake()
 
     def farewell(self) -> bytes:
@@ -297,8 +267,8 @@ class Traffic:
         for stream in self.streams.values():
             stream.inbox.remind()
             if stream.inbox.ack_due:
-                self._acks[stream.number] = stream
-        return self._control()
+                self._notes.acknowledge(stream)
+        return self._notes.take()
 
     # ---- what arrives
 
@@ -308,7 +278,7 @@ class Traffic:
             return False
         stream = self._find(header.stream)
         if stream is None:
-            self._say_gone(header.stream)
+            self._gone(header.stream)
             return False
         if not stream.inbox.admit(header.number, header.length):
             return False
@@ -335,8 +305,10 @@ class Traffic:
         stream = self.streams.get(header.stream)
         if stream is None:
             # Its opening may be on its way on another channel.
-            is_early = not self._is_ours(header.stream) and header.consumed + header.ahead <= 1
-            if not is_early and not self._was(header.stream):
+            is_early = (
+                not self._numbers.is_ours(header.stream) and header.consumed + header.ahead <= 1
+            )
+            if not is_early and not self._numbers.is_used(header.stream):
                 raise BadFrame(f"an acknowledgement for stream {header.stream}, not open yet")
         elif stream.outbox.acknowledge(header.consumed, header.ahead):
             if stream.outbox.is_drained:
@@ -365,43 +337,25 @@ class Traffic:
     def _find(self, number: int) -> Stream | None:
         """The stream; made if it is a new one of the peer's. None if it has ended. BadFrame."""
         stream = self.streams.get(number)
-        if stream is not None or self._was(number):
+        if stream is not None or self._numbers.is_used(number):
             return stream
-        if self._is_ours(number):
-            raise BadFrame(f"stream {number}, which was never opened")
-        self._see(number)
-        return self._add(number, "", opens=False)
-
-    def _see(self, number: int) -> None:
-        """A number of the peer's is used. Frames of several streams may pass each other."""
-        if (number - self._seen) // 2 + len(self._unseen) > _LATE:
-            raise BadFrame(f"stream {number} where about {self._seen + 2} is awaited")
-        if sum(1 for one in self.streams if not self._is_ours(one)) >= _LATE:
+        theirs = sum(1 for one in self.streams if not self._numbers.is_ours(one))
+        if theirs >= LATE:
             raise BadFrame("too many streams")
-        self._unseen.update(range(self._seen + 2, number, 2))
-        self._unseen.discard(number)
-        self._seen = max(self._seen, number)
-
-    def _was(self, number: int) -> bool:
-        """Whether this stream has ended, if it is not in `streams`."""
-        if self._is_ours(number):
-            return number < self._next_id
-        return number <= self._seen and number not in self._unseen
-
-    def _is_ours(self, number: int) -> bool:
-        return number % 2 == self._next_id % 2
+        self._numbers.see(number)
+        return self._add(number, "", opens=False)
 
     def _peer_reset(self, number: int, reason: str) -> None:
         stream = self._find(number)
         if stream is not None:
             self._break(stream, reason)
-        self._resets.pop(number, None)  # both did at once: it knows
-        self._say_gone(number)
+        self._notes.knows(number)  # both did at once: it knows
+        self._gone(number)
 
     def _peer_gone(self, number: int) -> None:
-        if number not in self.streams and not self._was(number):
+        if number not in self.streams and not self._numbers.is_used(number):
             raise BadFrame(f"the end of stream {number}, which was never opened")
-        self._resets.pop(number, None)
+        self._notes.knows(number)
         stream = self.streams.get(number)
         if stream is not None:
             # It has seen both ends, or we speak to somebody who has lost count.
@@ -412,12 +366,9 @@ class Traffic:
             else:
                 self._break(stream, "the other end does not know it any more")
 
-    def _say_gone(self, number: int) -> None:
-        if number in self._resets:
-            return  # that is what it shall hear
-        if len(self._gone_due) < _LATE:
-            self._gone_due[number] = None
-            self.wake()
+    def _gone(self, number: int) -> None:
+        self._notes.gone(number)
+        self.wake()
 
     # ---- lives of streams
 
@@ -438,27 +389,11 @@ class Traffic:
     def _retire(self, stream: Stream) -> None:
         if stream.outbox.is_done and stream.inbox.finished and stream.broken is None:
             if stream.inbox.ack_due:
-                self._say_gone(stream.number)  # as good as the last acknowledgement
+                self._gone(stream.number)  # as good as the last acknowledgement
             self._forget(stream)
 
     def _forget(self, stream: Stream) -> None:
         if self.streams.pop(stream.number, None):
-            self._acks.pop(stream.number, None)
+            self._notes.acknowledged(stream.number)
             self._payload_out += stream.outbox.payload
             self._payload_in += stream.inbox.payload
-
-    # ---- buffers for payloads (no lock)
-
-    def buffer(self, length: int) -> bytearray:
-        if length <= _POOLED:
-            return bytearray(length)
-        try:
-            return self._spare.pop()
-        except IndexError:
-            return bytearray(frames.MAX_PAYLOAD)
-
-    def recycle(self, parts: list[Piece]) -> None:
-        """Buffers of a message that was joined serve again."""
-        for part in parts:
-            if len(part.data) == frames.MAX_PAYLOAD and len(self._spare) < _SPARE:
-                self._spare.append(part.data)  # type: ignore[arg-type]
