@@ -1,7 +1,7 @@
 """Reference pages made from the code itself, so that they cannot drift from it.
 
 Directives: `sterna-errors` (every problem code), `sterna-exit-codes`, `sterna-config` (keys of
-sternad.toml with types and defaults), `sterna-cli` (the help of every command).
+sternad.toml with types and defaults), `sterna-cli` (the help of every command), `sterna-convergence` (what is done when a guest is too busy).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from sterna import config
 from sterna.cli.command import Settings
 from sterna.cli.main import sterna as command_line
 from sterna.errors import SternaError
+from sterna.move import policy
 
 
 class FromCode(SphinxDirective):
@@ -160,6 +161,29 @@ def _comments(source: str) -> dict[tuple[str, str], str]:
     }
 
 
+class Convergence(FromCode):
+    """`sterna-convergence`: the ladders of the convergence policy."""
+
+    def lines(self) -> Iterator[str]:
+        rows = [
+            (f"`{name}`", ", then ".join(_rung(rung) for rung in ladder))
+            for name, ladder in policy.LADDERS.items()
+        ]
+        yield from _table(("`--on-stall`", "what is done, in this order"), rows)
+
+
+def _rung(rung: policy.Rung) -> str:
+    match rung.kind:
+        case policy.Kind.PAUSE:
+            return f"allow {rung.amount:.0%} of the longest pause"
+        case policy.Kind.THROTTLE:
+            return f"slow the guest down by {rung.amount:g} % or more"
+        case policy.Kind.POSTCOPY:
+            return "post-copy"
+        case policy.Kind.GIVE_UP:
+            return "give up and undo"
+
+
 class CommandLine(FromCode):
     def lines(self) -> Iterator[str]:
         yield from _help(command_line, "sterna", None)
@@ -185,4 +209,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("sterna-exit-codes", ExitCodes)
     app.add_directive("sterna-config", Configuration)
     app.add_directive("sterna-cli", CommandLine)
+    app.add_directive("sterna-convergence", Convergence)
     return {"parallel_read_safe": True}

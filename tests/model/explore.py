@@ -23,6 +23,7 @@ from sterna.move import protocol
 from sterna.move.protocol import Standing
 
 OWNED, YIELDING, RELEASED = protocol.OWNED, protocol.YIELDING, protocol.RELEASED
+RUNS = ("running", "lacking")
 RESERVED, REFUSED = protocol.RESERVED, protocol.REFUSED
 
 
@@ -45,6 +46,7 @@ class Rules:
     may_run: Callable[..., bool] = protocol.may_run
     is_truthful: bool = True  # the operator fences only a host that is off
     remembers_decisions: bool = True  # a daemon answers again what it has answered
+    serves: bool = True  # a source's QEMU with pages that its target lacks is not ended
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Bounds:
     power: int = 1  # of a host, its QEMU too
     deaths: int = 0  # of a QEMU
     fences: int = 1
+    postcopy: bool = False  # moves may end in it
     messages: int = 3  # in flight at once; what is sent beyond is lost
     states: int = 5_000_000
 
@@ -71,7 +74,9 @@ class Host(NamedTuple):
     disk: Standing | None
     up: bool = True  # its daemon
     off: bool = False  # no power: no QEMU, and only a restart ends it
-    qemu: str = ""  # incoming, paused, running
+    # incoming, paused, running; in post-copy: sending (the source: the guest stands still, its pages
+    # are here), loaded (the target has all but pages), lacking (the guest runs there)
+    qemu: str = ""
     source: Source | None = None
     arrival: int = 0  # operation whose reservation this daemon holds undecided
     decided: tuple[tuple[int, OwnershipState], ...] = ()
@@ -186,9 +191,7 @@ class Explorer:
             case ("launch",):
                 yield f"{number} starts QEMU", True, self.put(done, number, qemu="incoming")
             case ("cont",):
-                runs = host.qemu and self.rules.may_run(host.disk)
-                after = self.put(done, number, qemu="running") if runs else done
-                yield f"{number} continues", True, after
+                yield from self.go_on(done, number)
             case ("first-cont", operation, to, before):
                 yield from self.first_run(done, number, operation, to, before)
             case ("decide", operation, state, to):
@@ -200,6 +203,8 @@ class Explorer:
             case ("unmark",):
                 disk = protocol.give_up(host.disk) if host.disk else None
                 yield f"{number} clears its mark", True, self.put(done, number, disk=disk)
+            case ("quit",) if host.qemu == "sending" and self.rules.serves:
+                yield from self.serve(done, number)
             case ("quit",):
                 yield f"{number} ends its QEMU", True, self.put(done, number, qemu="")
             case ("clear",):
@@ -207,12 +212,38 @@ class Explorer:
                 disk = host.disk if keeps else None
                 yield f"{number} clears", True, self.put(done, number, qemu="", disk=disk)
 
+    def go_on(self, done: World, number: int) -> Iterator[tuple[str, bool, World]]:
+        """Continue; in post-copy QEMU gives the guest back only through its connection."""
+        host = done.hosts[number]
+        runs = host.qemu and self.rules.may_run(host.disk)
+        if not runs:
+            yield f"{number} continues", True, done
+        elif host.qemu != "sending":
+            qemu = "lacking" if host.qemu in ("loaded", "lacking") else "running"
+            yield f"{number} continues", True, self.put(done, number, qemu=qemu)
+        else:
+            yield f"{number} is off, torn apart", True, self.put(done, number, qemu="")
+            if any(one.qemu == "loaded" for one in done.hosts):
+                yield f"{number} takes it back", True, self.put(done, number, qemu="running")
+
+    def serve(self, done: World, number: int) -> Iterator[tuple[str, bool, World]]:
+        """The target gets the rest; or it is gone, and the rest of no use. Else wait."""
+        gone = self.put(done, number, qemu="")
+        others = [one for one in done.hosts if one.qemu in ("lacking", "loaded")]
+        for other, one in enumerate(done.hosts):
+            if one.qemu == "lacking":
+                whole = self.put(gone, other, qemu="running")
+                yield f"all memory comes from {number} to {other}", True, whole
+        if not others:
+            yield f"{number} ends its QEMU, memory is lost", True, gone
+
     def first_run(
         self, done: World, number: int, operation: int, to: int, before: int
     ) -> Iterator[tuple[str, bool, World]]:
         host = done.hosts[number]
         if host.qemu and self.rules.may_run(host.disk):
-            yield f"{number} runs it", True, self.put(done, number, qemu="running")
+            qemu = "lacking" if host.qemu == "loaded" else "running"
+            yield f"{number} runs it", True, self.put(done, number, qemu=qemu)
             refused = self.rules.not_run(host.disk, before)
             todo = (("decide", operation, REFUSED, to), ("clear",))
             yield (
@@ -254,6 +285,7 @@ class Explorer:
                 after = self.put(after, number, qemu="paused")
             yield f"{number} stops its guest", True, after
         elif now.phase == "stopped":
+            yield from self.leave_pages(world, number, now)
             disk = self.rules.source_yield(host.disk, str(now.operation), str(now.to))
             if disk is not None:
                 source = now._replace(phase="yielded")
@@ -267,6 +299,16 @@ class Explorer:
                 yield f"{number} asks again", True, self.send(world, take)
             yield from self.undelivered(world, number, asked_before=True)
             yield from self.fence(world, number)
+
+    def leave_pages(
+        self, world: World, number: int, now: Source
+    ) -> Iterator[tuple[str, bool, World]]:
+        """All but pages is sent. (A migration that was completed needs no step of its own.)"""
+        target = world.hosts[now.to]
+        is_ready = target.arrival == now.operation and target.qemu == "incoming"
+        if self.bounds.postcopy and world.hosts[number].qemu == "paused" and is_ready:
+            after = self.put(world, number, qemu="sending")
+            yield f"{number} begins post-copy", True, self.put(after, now.to, qemu="loaded")
 
     @staticmethod
     def given(disk: Standing, now: Source) -> int:
@@ -325,7 +367,7 @@ class Explorer:
         )
         if is_idle and not host.qemu:
             yield f"{number} boots it", False, self.put(world, number, qemu="running")
-        if is_idle and len(world.moves) < self.bounds.moves:
+        if is_idle and host.qemu != "lacking" and len(world.moves) < self.bounds.moves:
             operation = len(world.moves) + 1
             for to in range(len(world.hosts)):
                 if to != number:
@@ -353,6 +395,8 @@ class Explorer:
 
     def target(self, world: World, number: int) -> Iterator[tuple[str, bool, World]]:
         host = world.hosts[number]
+        if host.qemu == "lacking" and all(one.qemu != "sending" for one in world.hosts):
+            yield f"{number} is off, memory is lost", True, self.put(world, number, qemu="")
         if host.arrival and host.disk is not None:
             yield (
                 f"lease of {host.arrival} at {number} ends",
@@ -429,7 +473,7 @@ class Explorer:
                 yield "", self.answer(after, number, to, operation, taken.answer)
             return
         yield " which is not whole", self.taken(world, message, is_whole=False)
-        if host.qemu == "incoming":
+        if host.qemu in ("incoming", "loaded"):
             yield "", self.taken(world, message, is_whole=True)
 
     def taken(self, world: World, message: Message, *, is_whole: bool) -> World:
@@ -513,7 +557,7 @@ class Explorer:
             and host.disk.state is OWNED
             and not self.is_declared(world, number)
         ]
-        running = [n for n, host in enumerate(world.hosts) if host.qemu == "running"]
+        running = [n for n, host in enumerate(world.hosts) if host.qemu in RUNS]
         if len(owners) > 1:
             return f"hosts {owners} own it"
         if len(running) > 1:
@@ -522,12 +566,22 @@ class Explorer:
             host = world.hosts[number]
             if not protocol.may_run(host.disk) and not self.ends(host):
                 return f"its vCPUs run on {number}, which does not own it"
+        if self.is_thrown_away(before, world):
+            return "pages were thrown away that a running guest lacks"
         for old, new in zip(before.hosts, world.hosts, strict=True):
             if old.disk and new.disk and new.disk.owned_epoch < old.disk.owned_epoch:
                 undone = any(effect[0] == "first-cont" for effect in old.todo)
                 if not undone:
                     return "an epoch that was owned is forgotten"
         return ""
+
+    @staticmethod
+    def is_thrown_away(before: World, world: World) -> bool:
+        """Without a fault, and without anybody who runs with all of them."""
+        had = [any(host.qemu == "sending" for host in one.hosts) for one in (before, world)]
+        lacks = any(host.qemu == "lacking" for host in world.hosts)
+        faults = (before.deaths, before.power) != (world.deaths, world.power)
+        return had == [True, False] and lacks and not faults
 
     @staticmethod
     def ends(host: Host) -> bool:
@@ -537,7 +591,7 @@ class Explorer:
     def newest(self, world: World) -> World | None:
         """`world` with the highest epoch that ran; None if a lower one runs now."""
         for host in world.hosts:
-            if host.qemu == "running" and host.disk is not None and host.disk.state is OWNED:
+            if host.qemu in RUNS and host.disk is not None and host.disk.state is OWNED:
                 if host.disk.epoch < world.newest:
                     return None
                 world = world._replace(newest=max(world.newest, host.disk.epoch))
@@ -549,6 +603,8 @@ class Explorer:
         owners = 0
         for host in world.hosts:
             if not host.up or host.todo or host.source or host.arrival:
+                return False
+            if host.qemu in ("sending", "loaded", "lacking"):
                 return False
             if host.disk is not None:
                 if host.disk.fenced or host.disk.state in (YIELDING, RESERVED):
@@ -638,6 +694,8 @@ LARGE = [  # docs/internals/ownership.md has their counts
     Bounds(hosts=3, moves=2, crashes=0, power=1, deaths=0, fences=1, messages=2),
     Bounds(hosts=2, moves=1, crashes=2, power=1, deaths=1, fences=1, messages=3),
     Bounds(hosts=2, moves=3, crashes=1, power=0, deaths=0, fences=0, messages=1),
+    Bounds(hosts=2, moves=2, crashes=1, power=1, deaths=0, fences=1, messages=2, postcopy=True),
+    Bounds(hosts=2, moves=1, crashes=2, power=1, deaths=1, fences=1, messages=2, postcopy=True),
 ]
 
 

@@ -21,8 +21,14 @@ TWICE = Bounds(moves=2, crashes=1, power=0, fences=0, messages=1)
 THREE = Bounds(hosts=3, moves=2, crashes=0, power=0, fences=0, messages=1)
 
 
+POSTCOPY = Bounds(moves=1, crashes=1, power=1, fences=1, messages=2, postcopy=True)
+TORN = Bounds(moves=1, crashes=1, power=0, deaths=1, fences=0, messages=2, postcopy=True)
+
+
 @pytest.mark.parametrize(
-    ("bounds", "states"), [(ONE, 3_000), (TWICE, 5_000), (THREE, 2_000)], ids=["1", "2", "3 hosts"]
+    ("bounds", "states"),
+    [(ONE, 3_000), (TWICE, 5_000), (THREE, 2_000), (POSTCOPY, 10_000), (TORN, 6_000)],
+    ids=["1", "2", "3 hosts", "post-copy", "post-copy, a QEMU dies"],
 )
 def test_no_order_of_events_makes_two_owners_or_none_for_ever(bounds, states):
     found = explore(bounds)
@@ -112,6 +118,15 @@ PLANTED = {
     "a host is fenced that is not off": (FEW, Rules(is_truthful=False)),
     "a fence takes the old epoch": (FEW, Rules(fence=fences_without_a_new_epoch)),
     "a fenced host is not told": (FEW, Rules(fence=forgets_whom_to_tell)),
+    "a source in post-copy ends its QEMU too soon": (POSTCOPY, Rules(serves=False)),
+    "a source in post-copy goes on after silence": (
+        POSTCOPY,
+        Rules(source_undelivered=goes_on_after_silence),
+    ),
+    "a source in post-copy forgets its doubt in a restart": (
+        POSTCOPY,
+        Rules(on_restart=owns_what_it_yielded),
+    ),
     "a fenced host does not listen": (FEW, Rules(on_fenced=does_not_listen)),
 }
 

@@ -60,9 +60,10 @@ def _places(context: click.Context, parameter: click.Parameter, incomplete: str)
 )
 @click.option(
     "--on-stall",
-    type=click.Choice(["auto", "wait", "throttle", "abort"]),
+    type=click.Choice(["auto", "wait", "throttle", "postcopy", "abort"]),
     help="If the guest changes memory as fast as it travels. Default: auto, which slows it down "
-    "before it gives up.",
+    "before it gives up. With postcopy it runs on HOST before all its memory is there: it is off "
+    "if one of both hosts fails then.",
 )
 @click.option(
     "--pool",

@@ -67,6 +67,14 @@ class NotConverging(Stalled):
     hint = "Allow a longer pause (--max-downtime), choose another --on-stall, or move it when it does less"
 
 
+class MemoryLost(Partial):
+    """Post-copy broke for good. The VM is off on its target; its disks are whole."""
+
+    code = "move.memory-lost"
+    text = "Memory of {vm} was lost on its way to {target}: {reason}. It is off there, its disks are whole."
+    hint = "Boot it on the host that owns it: sterna vm start {vm}"
+
+
 class HandoverFailed(Failed):
     """The handover ended with the VM still owned by its source."""
 

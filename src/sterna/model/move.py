@@ -23,7 +23,7 @@ DiskCopy = Literal["auto", "mirror", "seed"]
 
 
 # What to do about a guest that changes its memory as fast as it travels: sterna.move.policy.
-OnStall = Literal["auto", "wait", "throttle", "abort"]
+OnStall = Literal["auto", "wait", "throttle", "postcopy", "abort"]
 
 
 # direct: QEMU to QEMU. compression: by relays that send only what the target lacks. auto: measured.
@@ -45,6 +45,7 @@ class Phase(StrEnum):
     DISKS = "disks"
     MEMORY = "memory"
     HANDOVER = "handover"
+    POSTCOPY = "postcopy"  # only then: the guest runs on the target, memory follows
     TIDY = "tidy"
 
 
@@ -82,6 +83,11 @@ class MoveWishes:
         _require_downtime(self.max_downtime_ms)
         if self.deadline_s is not None and self.deadline_s <= 0:
             raise ValueError(f"deadline_s is {self.deadline_s}; it must be more than zero")
+        if self.on_stall == "postcopy" and self.carrier == "compression":
+            raise ValueError(
+                "on_stall postcopy goes with the carrier direct only: a relay cannot mend a "
+                "post-copy whose connection has broken"
+            )
         _require_limits(self.parallel_disks, self.keep_days)
 
 

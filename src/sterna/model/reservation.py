@@ -95,6 +95,7 @@ class Reservation:
     source: str  # name of the host that owns it now
     spec: VMSpec  # of the running VM: the target builds the same machine
     live: bool  # False: it is off, only its definition goes
+    postcopy: bool = False  # it may have to run here before all its memory is
     paused: bool  # the user's wish, kept
     accel: Literal["kvm", "tcg", ""]  # of the running VM; empty when off
     nvram: str = ""  # base64 of the UEFI variables; a live move carries newer ones by itself
@@ -131,6 +132,29 @@ class ReservationStatus:
     pause_ms: float = 0.0  # answer to take: from its arrival until the vCPUs ran
     parts_ms: dict[str, float] | None = None  # the same in parts
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejoin:
+    """Source to target, in post-copy: the connection is broken. `has_pages`: it may go on."""
+
+    __pydantic_config__ = STRICT
+
+    vm_id: str
+    epoch: int
+    has_pages: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejoined:
+    """Target to source: how the memory of a VM that was taken in post-copy stands."""
+
+    __pydantic_config__ = STRICT
+
+    memory: Literal["whole", "arriving", "waiting", "lost"]  # waiting: connect to that port
+    reason: str = ""
+    address: str = ""
+    port: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

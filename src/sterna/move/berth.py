@@ -253,6 +253,8 @@ class Berth:
             mapping = self._bitmaps(reservation)
             if mapping:
                 wanted |= {capabilities.BITMAPS}
+            if reservation.postcopy:
+                wanted |= {capabilities.POSTCOPY}
             known = launcher.capabilities.migration_capabilities
             await vm.qmp.migrate_set_capabilities(
                 dict(capabilities.settings(wanted, known, self.host))

@@ -18,6 +18,9 @@ TARGET = frozenset({"events", "return-path", "late-block-activate"})
 # On both ends when a disk has dirty bitmaps that are to arrive with it.
 BITMAPS = "dirty-bitmaps"
 
+# On both ends before a migration that may have to end in post-copy.
+POSTCOPY = "postcopy-ram"
+
 # What each pair does on a QEMU that accepts it, and from when on it is safe, by a feature to ask
 # for; an empty feature: never.
 _LOSING: tuple[tuple[frozenset[str], str], ...] = (

@@ -18,6 +18,7 @@ from sterna.errors import (
     Cancelled,
     Fenced,
     HostUnreachable,
+    MemoryLost,
     MoveCancelled,
     MoveFailed,
     MoveLeftovers,
@@ -41,6 +42,7 @@ from sterna.move import (
     files,
     handover,
     memory,
+    postcopy,
     offer,
     probe,
     seed,
@@ -199,6 +201,7 @@ class Move:
         self._mirrors: Mirrors | None = None
         self._bitmaps: offer.Bitmaps = {}  # that travel
         self._opened: ReservationStatus | None = None
+        self._is_postcopy = False
         self._limits = limits
         self._share: int | None = wishes.bandwidth  # bytes/s that it may use now
         self.carriage = carriage(choice.kind if choice else "direct", vm, vms.config, job.log)
@@ -224,7 +227,8 @@ class Move:
             self._explain(error, undo)
             raise
         finally:
-            await finish(self.carriage.end(is_undone=False))
+            if not (self._is_postcopy and self.job.stopped_by == "shutdown"):
+                await finish(self.carriage.end(is_undone=False))
         return self.report.finish()
 
     async def _limit(self, share: int | None) -> None:
@@ -256,6 +260,8 @@ class Move:
         if self.vm.record.ownership.state is OwnershipState.YIELDING:
             raise MoveUnknown(**names, operation=self.job.id) from error
         if self.vm.record.ownership.state is OwnershipState.RELEASED:
+            if isinstance(error, MemoryLost) or self.job.stopped_by == "shutdown":
+                return  # said already; or post-copy, which the next daemon goes on with
             raise MoveLeftovers(
                 **names,
                 outcome=f"runs on {self.peer.name}",
@@ -298,16 +304,16 @@ class Move:
                 undo.push("close the way to its target", self.carriage.end)
             undo.push(f"tell {self.peer.name} to drop its reservation", lambda: self._refuse(epoch))
             self._bitmaps = await offer.bitmaps(vm, travel)
-            await self.peer.reserve(
-                offer.reservation(
-                    vm,
-                    self.vms,
-                    travel,
-                    operation=self.job.id,
-                    carried=self._bitmaps,
-                    carrier=await self.carriage.offer(),
-                )
+            reservation = offer.reservation(
+                vm,
+                self.vms,
+                travel,
+                operation=self.job.id,
+                carried=self._bitmaps,
+                carrier=await self.carriage.offer(),
             )
+            may_follow = self.is_live and self.wishes.on_stall == "postcopy"
+            await self.peer.reserve(replace(reservation, postcopy=may_follow))
             step.say(f"{self.peer.name} holds the name and room for {vm.name}")
 
     async def _mark(self) -> None:
@@ -418,6 +424,8 @@ class Move:
         ]
         if mapping:
             wanted |= {capabilities.BITMAPS}
+        if self.wishes.on_stall == "postcopy":
+            wanted |= {capabilities.POSTCOPY}
         caps = capabilities.settings(
             wanted,
             self.vms.launcher.capabilities.migration_capabilities,
@@ -435,6 +443,7 @@ class Move:
                 self._around(),
             )
             self.report.converged(state)
+            self._is_postcopy = state.is_postcopy
             self.report.guest_stopped(state.stopped or clock.monotonic())
             step.say(self.report.memory_sentence())
 
@@ -455,7 +464,8 @@ class Move:
         """Disks first: what hangs on them would not let the migration end."""
         if self._mirrors is not None:
             await self._mirrors.cut()
-        await memory.abort(self.vm.qmp)
+        if not await postcopy.take_back(self.vm):
+            self.job.warn(f"{self.vm.name} is off: its memory was torn apart. Its disks are whole")
 
     async def _if_alive(self, step: Callable[[], Awaitable[object]]) -> None:
         """An undo of something that ends with its QEMU by itself: the VM is off then, here."""
@@ -482,14 +492,36 @@ class Move:
                 if self.is_live:
                     with contextlib.suppress(SternaError):  # figures are never worth an error
                         self.report.migrated(await memory.figures(vm.qmp))
-                    await self._close()
+                    if not self._is_postcopy:
+                        await self._close()
                 for warning in answer.warnings:
                     self.job.warn(warning)
                 step.say(self.report.pause_sentence(vm.name))
+            lost = await self._follow() if self._is_postcopy else None
             self.job.phase = Phase.TIDY
             async with self.job.step("tidy") as step, self.report.phase(Phase.TIDY):
                 await tidy(vm, self.vms, self.job)
                 step.say(f"nothing of {vm.name} is left on {self.vms.config.name}")
+        if lost is not None:
+            raise lost
+
+    async def _follow(self) -> MemoryLost | None:
+        """The guest runs on the target; our QEMU stays until its memory is there too."""
+        self.job.phase = Phase.POSTCOPY
+        await handover.release(self.vm, self.job)
+        async with self.job.step("postcopy") as step, self.report.phase(Phase.POSTCOPY):
+            try:
+                info = await postcopy.Sender(self.vm, lambda: self.peer, self.job).run()
+            except MemoryLost as error:
+                step.say(error.message)
+                return error
+            finally:
+                if self.job.stopped_by != "shutdown":
+                    await self._close()
+            if info is not None:
+                self.report.migrated(info)
+            step.say(f"all memory of {self.vm.name} is on {self.peer.name}")
+        return None
 
     async def _close(self) -> None:
         """The way to the target is not needed any more; what it counted is."""
@@ -506,8 +538,9 @@ class Move:
                 self._weigh()
                 await self._mirrors.close()
         with self.report.part("last_copy"):
+            wanted = memory.LEFT if self._is_postcopy else memory.COMPLETED
             await asyncio.gather(
-                memory.switch_over(vm.qmp, SWITCH_OVER_S), self._forget_addresses()
+                memory.switch_over(vm.qmp, SWITCH_OVER_S, wanted), self._forget_addresses()
             )
 
     async def _forget_addresses(self) -> None:
@@ -532,6 +565,7 @@ class Move:
 async def tidy(vm: VM, vms: VMs, job: Job) -> None:
     """Write down that the VM is another host's, end its QEMU here, remove its files."""
     await handover.release(vm, job)
+    await vm.quit()
     await remove_departed(vm, vms)
     shutil.rmtree(vm.paths.directory, ignore_errors=True)
 

@@ -26,9 +26,9 @@ from sterna.errors import (
 from sterna.host.parts import Parts
 from sterna.model.host import HostFacts
 from sterna.model.move import Check, Severity
-from sterna.model.reservation import Probe, Reservation, ReservationStatus
+from sterna.model.reservation import Probe, Rejoined, Reservation, ReservationStatus
 from sterna.model.vm import OwnershipState
-from sterna.move import protocol
+from sterna.move import postcopy, protocol
 from sterna.move.arriving import ArrivingFiles
 from sterna.move.berth import Berth
 from sterna.move.landing import Landing
@@ -44,6 +44,7 @@ LEASE_S = 30.0  # at least; the source asks twice a second
 LEASE_GRACES = 2
 MAX_GRACE_S = 3600.0
 LOADED_S = 5.0  # the source says completed when QEMU here is just about to
+LET_GO_S = 10.0  # after a refusal in post-copy, for the source to take its guest back
 LAST_WORDS_S = 0.3  # between a stream that breaks and the end of the QEMU that read it
 PROBE_S = 0.6  # for a QEMU to answer its daemon; the source waits for both
 REMEMBERED = 256  # decided reservations, for questions that come late
@@ -59,6 +60,7 @@ class Arrival:
     vm: VM
     status: ReservationStatus
     files: ArrivingFiles
+    lacks_memory: bool = False  # taken in post-copy
     answer: ReservationStatus | None = None  # to open: its QEMU has been started. Has secrets
     ground: Landing | None = None
     heard: float = field(default_factory=clock.monotonic)
@@ -229,6 +231,16 @@ class Incoming:
             if arrival.status.state is not OwnershipState.OWNED:
                 raise TargetLost(target=self.host, reason=arrival.status.reason)
             step.say(f"{vm.name} belongs to {self.host} now")
+        if arrival.lacks_memory:
+            async with job.step("postcopy") as step:
+                try:
+                    with vm.lease("receiving the rest of its memory", job.id):
+                        await postcopy.arrive(vm, source)
+                finally:
+                    if job.stopped_by != "shutdown":
+                        await self._leave(arrival)
+                self.on_arrival(vm)
+                step.say(f"all memory of {vm.name} is here")
         for warning in arrival.status.warnings:
             job.warn(warning)
         return {
@@ -324,6 +336,9 @@ class Incoming:
                 while (status := (await vm.qmp.query_migrate()).status) != "completed":
                     if status in ("failed", "cancelled"):
                         return f"its QEMU says the move has {status}: {vm.last_words()}"
+                    if postcopy.is_sending(status) and await self._has_state(vm):
+                        arrival.lacks_memory = True
+                        return None
                     await asyncio.sleep(0.002)
         except TimeoutError:
             return f"its QEMU had not loaded the VM {LOADED_S:g} s after the source was through"
@@ -332,6 +347,22 @@ class Incoming:
                 raise  # not known now: the source asks again
             return error.message
         return None
+
+    @staticmethod
+    async def _has_state(vm: VM) -> bool:
+        """In post-copy: all but memory is here."""
+        return await vm.qmp.query_status() != "inmigrate"
+
+    async def rejoin(self, vm_id: str, epoch: int, *, has_pages: bool) -> Rejoined:
+        """Of a VM that was taken in post-copy: its source asks for a new connection.
+
+        After a restart as well: QEMU knows how it stands.
+        """
+        vm = self._vms.by_id(vm_id)
+        if vm is None or vm.record.ownership.epoch != epoch or not vm.is_here:
+            return Rejoined(memory="whole")  # it has gone on, or was deleted: nobody lacks anything
+        address = self._vms.config.migration_address
+        return await postcopy.rejoin(vm, address, has_pages=has_pages)
 
     async def _not_placed(self, arrival: Arrival) -> str | None:
         """Put the files of a VM that is off where they belong; why that cannot be done."""
@@ -382,8 +413,10 @@ class Incoming:
                 warnings=warnings,
             ),
         )
-        self.on_arrival(vm)
-        self._vms.runner.background(self._leave(arrival), f"close the way on which {vm.name} came")
+        if not arrival.lacks_memory:
+            self.on_arrival(vm)
+            name = f"close the way on which {vm.name} came"
+            self._vms.runner.background(self._leave(arrival), name)
         return status
 
     async def _continue(self, vm: VM) -> None:
@@ -447,13 +480,26 @@ class Incoming:
             replace(arrival.status, state=OwnershipState.REFUSED, reason=reason, said=said),
         )
         vm.doing = "being cleared away"
+        if arrival.lacks_memory:  # the source gets its guest back through this very connection
+            self._vms.runner.background(self._clear_late(arrival), f"clear {vm.name} away")
+        else:
+            await self._clear_away(arrival)
+        return status
+
+    async def _clear_away(self, arrival: Arrival) -> None:
         try:
             await arrival.files.close()
             await self._leave(arrival)
-            await self.clear(vm)
+            await self.clear(arrival.vm)
         finally:
-            vm.doing = ""
-        return status
+            arrival.vm.doing = ""
+
+    async def _clear_late(self, arrival: Arrival) -> None:
+        with contextlib.suppress(TimeoutError, SternaError):
+            async with asyncio.timeout(LET_GO_S):
+                while (await arrival.vm.qmp.query_migrate()).status == "postcopy-active":
+                    await asyncio.sleep(CONT_RETRY_S)
+        await self._clear_away(arrival)
 
     @staticmethod
     async def _leave(arrival: Arrival) -> None:

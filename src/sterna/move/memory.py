@@ -41,6 +41,10 @@ _THROTTLE_READY: dict[str, object] = {
 AUTO_CONVERGE = "auto-converge"
 
 ENDED = frozenset({"completed", "failed", "cancelled"})
+COMPLETED = frozenset({"completed"})
+# In post-copy all but pages has been sent then. If the connection breaks just now, whether the
+# target has it all is for the target to say.
+LEFT = COMPLETED | {"postcopy-active", "postcopy-paused"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +68,7 @@ class Sent:
     forecast_ms: float | None = None  # the pause, as it was expected then
     allowed_ms: float = 0.0
     throttle: int = 0  # percent, the most
+    is_postcopy: bool = False  # the rest of the memory follows when the target has taken the VM
     actions: list[Action] = field(default_factory=list)
 
 
@@ -81,6 +86,7 @@ async def prepare(
     await qmp.migrate_set_parameters(
         **{
             "max-bandwidth": wishes.bandwidth or UNLIMITED,
+            "max-postcopy-bandwidth": wishes.bandwidth or 0,
             "downtime-limit": policy.first_limit(wishes.max_downtime_ms),
             **_THROTTLE_READY,
             **({"block-bitmap-mapping": list(bitmaps)} if bitmaps else {}),
@@ -210,6 +216,9 @@ class _Rounds:
         action = decision.action
         if action is not None and action.kind is Kind.THROTTLE:
             parameters |= {"max-cpu-throttle": decision.throttle, "cpu-throttle-increment": 99}
+        if action is not None and action.kind is Kind.POSTCOPY:
+            self.sent.is_postcopy = True
+            await self._qmp.migrate_start_postcopy()
         if parameters:
             await self._qmp.migrate_set_parameters(**parameters)
         if action is not None and action.kind is Kind.GIVE_UP:
@@ -297,17 +306,18 @@ async def figures(qmp: Monitor) -> MigrationInfo:
     return info
 
 
-async def switch_over(qmp: Monitor, deadline_s: float) -> None:
-    """From pre-switchover to `completed`: the last pages and the device state.
+async def switch_over(qmp: Monitor, deadline_s: float, wanted: frozenset[str] = COMPLETED) -> None:
+    """From pre-switchover to a `wanted` state: the last pages and the device state.
 
-    The target has confirmed that it loaded them (return-path). On any failure the migration is
-    torn down, so that the guest can be continued here; then raises Stalled.
+    The target of a migration that is `completed` has confirmed that it loaded them (return-path).
+    On any failure the migration is torn down, so that the guest can be continued here; then raises
+    Stalled.
     """
     try:
         with qmp.session.listen("MIGRATION") as events:
             async with asyncio.timeout(deadline_s):
                 await qmp.migrate_continue("pre-switchover")
-                while (status := await _next_status(events, qmp)) != "completed":
+                while (status := await _next_status(events, qmp)) not in wanted:
                     if status in ENDED:
                         info = await qmp.query_migrate()
                         raise Stalled(reason=info.error_desc or f"the last copy was {status}")

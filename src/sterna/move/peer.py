@@ -16,7 +16,15 @@ from sterna.errors import HostUnknown, HostUnreachable, SternaError, from_proble
 from sterna.model import edge
 from sterna.model.host import HostFacts
 from sterna.model.move import Check
-from sterna.model.reservation import FileCheck, Probe, Reservation, ReservationStatus, Take
+from sterna.model.reservation import (
+    FileCheck,
+    Probe,
+    Rejoin,
+    Rejoined,
+    Reservation,
+    ReservationStatus,
+    Take,
+)
 from sterna.model.vm import OwnershipState
 from sterna.security import identity
 from sterna.units import KIB
@@ -91,6 +99,12 @@ class Peer:
         return self._status(
             await self._ask("POST", path, edge.dump(Take(vm_id=vm_id, epoch=epoch)))
         )
+
+    async def rejoin(self, vm_id: str, epoch: int, *, has_pages: bool) -> Rejoined:
+        """In post-copy: ask for a new connection, or say that there are no pages any more."""
+        body = edge.dump(Rejoin(vm_id=vm_id, epoch=epoch, has_pages=has_pages))
+        answer = await self._ask("POST", "/v1/peer/rejoin", body)
+        return edge.parse(Rejoined, answer, f"answer of {self.name}")
 
     async def refuse(self, operation: str, vm_id: str, epoch: int) -> ReservationStatus:
         """Tell it to give the reservation up, unless it has taken the VM: then it says so."""

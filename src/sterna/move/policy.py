@@ -61,6 +61,7 @@ LADDERS: dict[OnStall, tuple[Rung, ...]] = {
     "auto": (*_PAUSES, *_THROTTLES, Rung(Kind.THROTTLE, 97, 2), Rung(Kind.GIVE_UP)),
     "wait": _PAUSES,
     "throttle": (*_PAUSES, *_THROTTLES, Rung(Kind.THROTTLE, 99)),
+    "postcopy": (*_PAUSES, Rung(Kind.POSTCOPY)),
     "abort": (*_PAUSES[:2], Rung(Kind.PAUSE, 1.0, 3), Rung(Kind.GIVE_UP)),
 }
 

@@ -26,6 +26,7 @@ from sterna.errors import (
     Failed,
     Fenced,
     HandoverFailed,
+    MemoryLost,
     MoveFailed,
     QEMULost,
     QMPTimeout,
@@ -33,9 +34,11 @@ from sterna.errors import (
     VMLost,
     VMWrongState,
 )
+from sterna.model.move import Phase
 from sterna.model.operation import Operation
 from sterna.model.vm import OwnershipState
-from sterna.move import engine, handover, memory, protocol
+from sterna.move import engine, handover, memory, postcopy, protocol
+from sterna.move.carriage import IN_KEY, forget_key
 from sterna.move.incoming import Incoming
 from sterna.move.peer import Peers
 from sterna.move.storage.engine import settled
@@ -124,7 +127,13 @@ class Recovery:
             await vm.quit()  # it was being saved or restored: its guest has not run since
         moving = vm.record.moving
         operation = moving or vm.record.ownership.operation
-        if moving and vm.process is not None:
+        is_postcopy = await postcopy.sends(vm)
+        if is_postcopy and not moving:
+            await self._arriving(vm, operation)
+            return
+        if is_postcopy:  # not through its connection: QEMU would keep the guest then
+            await postcopy.take_back(vm)
+        elif moving and vm.process is not None:
             # Nothing of a move goes on without us, and what hangs on its target is freed.
             await asyncio.to_thread(cut_connections, vm.process.pid)
         if vm.monitor is not None:
@@ -156,6 +165,25 @@ class Recovery:
         elif operation in self._open:
             await self._taken_before_restart(vm, operation)
         self._storage_move_cut(vm, mended)
+
+    async def _arriving(self, vm: VM, operation: str) -> None:
+        """It runs here, and a part of its memory is on its way still."""
+        found, source = self._open.get(operation), vm.record.ownership.peer
+
+        async def work(job: Job) -> dict[str, Any]:
+            job.log(f"sternad restarted; {vm.name} runs here, its memory follows")
+            with vm.lease("receiving the rest of its memory", job.id):
+                await postcopy.arrive(vm, source)
+            await forget_key(vm, IN_KEY)
+            return {"from": source, "to": self._vms.config.name}
+
+        await vm.resume_as_recorded()
+        if found is not None and found.kind == "receive":
+            self._resume(operation, work)
+        else:
+            self._vms.runner.start(
+                "receive", vm=vm.name, vm_id=vm.id, work=work, peer=source, cancellable=False
+            )
 
     def _storage_move_cut(self, vm: VM, mended: Mended) -> None:
         """A move of its disks within this host that was under way: it is through, or undone."""
@@ -203,7 +231,10 @@ class Recovery:
                 with job.uncancellable():
                     pools = self._vms.launcher.pools
                     await handover.resolve(vm, lambda: self._peers.get(target), job, pools)
+                    lost = await self._rest_of(vm, job)
                     await engine.tidy(vm, self._vms, job)
+                    if lost is not None:
+                        raise lost
             except HandoverFailed as error:
                 await self._go_on(vm)
                 if isinstance(error, Fenced):
@@ -231,8 +262,22 @@ class Recovery:
                 "move", vm=vm.name, vm_id=vm.id, work=work, peer=target, id=operation
             )
 
+    async def _rest_of(self, vm: VM, job: Job) -> MemoryLost | None:
+        """The target has taken it; in post-copy it lacks memory that our QEMU has."""
+        if await postcopy.sends(vm):
+            job.phase = Phase.POSTCOPY
+            target = vm.record.ownership.peer
+            await handover.release(vm, job)
+            try:
+                await postcopy.Sender(vm, lambda: self._peers.get(target), job).run()
+            except MemoryLost as error:
+                return error
+        return None
+
     async def _go_on(self, vm: VM) -> None:
         """It is owned here again; it is off if its QEMU has ended meanwhile."""
+        if await postcopy.sends(vm):
+            await postcopy.take_back(vm)
         with contextlib.suppress(VMLost, QEMULost):
             await vm.resume_as_recorded()
         await vm.write(
@@ -242,6 +287,11 @@ class Recovery:
 
     async def _released(self, vm: VM) -> None:
         target, operation = vm.record.ownership.peer, vm.record.ownership.operation
+        found = self._open.get(operation)
+        was_postcopy = found is not None and found.phase == Phase.POSTCOPY
+        if await postcopy.sends(vm) or (was_postcopy and vm.process is None):
+            self._follow(vm)
+            return
         if vm.process is not None:
             await vm.quit()
         await engine.remove_departed(vm, self._vms)
@@ -252,6 +302,33 @@ class Recovery:
                 return {"from": self._vms.config.name, "to": target}
 
             self._resume(operation, work)
+
+    def _follow(self, vm: VM) -> None:
+        """Its guest runs on the target, which lacks pages that our QEMU has, or had."""
+        target, operation = vm.record.ownership.peer, vm.record.ownership.operation
+        vm.doing, vm.operation = f"sending memory to {target}", operation
+
+        async def work(job: Job) -> dict[str, Any]:
+            job.log(f"sternad restarted; the rest of the memory of {vm.name} follows it to {target}")
+            try:
+                with job.uncancellable():
+                    job.phase = Phase.POSTCOPY
+                    sender = postcopy.Sender(vm, lambda: self._peers.get(target), job)
+                    if vm.process is None:
+                        raise await sender.tell_lost()
+                    await sender.run()
+            finally:
+                vm.doing, vm.operation = "", ""
+                if job.stopped_by != "shutdown":
+                    await engine.tidy(vm, self._vms, job)
+            return {"from": self._vms.config.name, "to": target}
+
+        if operation in self._open:
+            self._resume(operation, work)
+        else:
+            self._vms.runner.start(
+                "move", vm=vm.name, vm_id=vm.id, work=work, peer=target, id=operation
+            )
 
     async def _refused(self, vm: VM) -> None:
         ownership = vm.record.ownership

@@ -163,6 +163,22 @@ class Monitor:
         """Go on from the pause in `state` (pre-switchover)."""
         await self.session.execute("migrate-continue", {"state": state})
 
+    async def migrate_start_postcopy(self) -> None:
+        """Stop sending rounds: the guest is to run on the target while its memory follows."""
+        await self.session.execute("migrate-start-postcopy")
+
+    async def migrate_pause(self) -> None:
+        """Break the connection of a post-copy, on either end, so that a new one can be made."""
+        await self.session.execute("migrate-pause")
+
+    async def migrate_recover(self, uri: str) -> None:
+        """On the target of a broken post-copy: await a new connection at `uri`. May be repeated."""
+        await self.session.execute("migrate-recover", {"uri": uri})
+
+    async def migrate_resume(self, uri: str) -> None:
+        """On the source of a broken post-copy: go on through a new connection."""
+        await self.session.execute("migrate", {"uri": uri, "resume": True})
+
     async def migrate_cancel(self, timeout_s: float = ANSWER_S) -> None:
         """Ask for the end of a migration; it has ended when its status says so."""
         await self.session.execute("migrate_cancel", timeout_s=timeout_s)

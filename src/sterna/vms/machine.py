@@ -46,6 +46,7 @@ class VM:
         self.ended.set()
         self.doing = ""  # what holds the lease, in words
         self.operation = ""  # its operation, if it has one
+        self.lacks_memory = False  # it runs, and a part of its memory is on another host still
         self.declared = asyncio.Event()  # a human says that the host it was given to is off
         self.paths = RunPaths(run_dir)
         self._store = store

@@ -380,9 +380,16 @@ class VMs:
         vm = self.get(ref)
         if vm.process is None:
             self._require(vm, RunState.RUNNING, "stop", "It is off already")
-        self.require_idle(vm)
+        gives_up = force and vm.lacks_memory  # it may wait for memory that never comes
+        if not gives_up:
+            self.require_idle(vm)
 
         async def work(job: Job) -> dict[str, Any]:
+            if gives_up:
+                async with job.step("stop") as step:
+                    await vm.quit()
+                    step.say(f"{vm.name} was cut off, before all its memory was here")
+                return {}
             with vm.lease("being stopped", job.id):
                 async with job.step("stop") as step:
                     step.say(await self._stop(vm, force=force, timeout_s=timeout_s))

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Request, Response
 
 from sterna.errors import BadSpec
 from sterna.model import edge
-from sterna.model.reservation import GIVEN_UP, Reservation, Take
+from sterna.model.reservation import GIVEN_UP, Rejoin, Reservation, Take
 
 router = APIRouter(prefix="/v1/peer", tags=["peer"])
 
@@ -74,6 +74,14 @@ async def refuse(
         operation, str(body.get("vm_id")), int(body.get("epoch", 0)), GIVEN_UP
     )
     return dict(edge.dump(answer))
+
+
+@router.post("/rejoin")
+async def rejoin(request: Request, body: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
+    """Post-copy broke: make ready for a new connection, or hear that memory is lost for good."""
+    wish = edge.parse(Rejoin, body, "rejoin")
+    incoming = request.app.state.services.incoming
+    return dict(edge.dump(await incoming.rejoin(wish.vm_id, wish.epoch, has_pages=wish.has_pages)))
 
 
 @router.get("/vms/{vm_id}")

@@ -1,0 +1,161 @@
+"""Post-copy: guests that never converge, and what becomes of them when something breaks then."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from functools import partial
+
+import pytest
+
+from moving import Load, Traveller, traveller, wait_until
+from sterna.lab import demo
+from sterna.lab.hosts import Host
+from sterna.lab.links import Network
+from sterna.qemu.sockets import cut_connections
+
+pytestmark = [pytest.mark.functional, pytest.mark.timeout(300)]
+
+BUSY = Load(memory_mb_s=400, memory_mb=150)  # all of it, again and again, faster than any link here
+SLOW = "100mbit"  # the rest takes more than ten seconds: time to break something
+
+
+@pytest.fixture
+def slow(lab):
+    lab.shape(Network.MIGRATION, SLOW)
+    return lab
+
+
+def begin(guest: Traveller, a: Host, b: Host) -> dict[str, object]:
+    """A move that is in post-copy when this returns: the guest runs on `b`."""
+    operation = guest.move(a, b, on_stall="postcopy")
+    wait_until(lambda: guest.phase_of(a, operation) == "postcopy", "post-copy", 120)
+    return operation
+
+
+def qemu_of(guest: Traveller, host: Host) -> int:
+    (pid,) = demo.qemus(host.netns, guest.name)
+    return pid
+
+
+def test_a_guest_that_never_converges_goes_on_elsewhere_and_its_memory_follows(slow):
+    a, b = slow.hosts
+    with traveller(slow, BUSY) as guest:
+        began = time.time_ns()
+        operation = begin(guest, a, b)
+        assert b.client.get("/v1/vms/tern")["state"] == "running"
+        done = guest.ended(a, operation)
+        assert done["state"] == "succeeded", done
+        felt = guest.witness.felt(began)
+        print(done["result"], felt)
+        assert [step["name"] for step in done["steps"]] == [
+            "reserve",
+            "memory",
+            "handover",
+            "postcopy",
+            "tidy",
+        ]
+        assert guest.ended(b, operation)["state"] == "succeeded"
+        guest.must_run_once_on(b)
+        slow.shape(Network.MIGRATION, None)
+        back = guest.ended(b, guest.move(b, a, max_downtime_ms=2000))
+        assert back["state"] == "succeeded", back
+        guest.must_run_once_on(a)
+
+
+def test_a_link_that_is_cut_for_ten_seconds_ends_nothing(slow):
+    a, b = slow.hosts
+    with traveller(slow, BUSY) as guest:
+        operation = begin(guest, a, b)
+        slow.cut(a.name, Network.MIGRATION)
+        slow.cut(a.name, Network.MANAGEMENT)
+        time.sleep(10)  # the fault, not a wait
+        slow.restore(a.name, Network.MIGRATION)
+        slow.restore(a.name, Network.MANAGEMENT)
+        assert guest.ended(a, operation)["state"] == "succeeded"
+        guest.must_run_once_on(b)
+
+
+def test_a_connection_that_breaks_is_made_anew_as_often_as_it_takes(slow):
+    a, b = slow.hosts
+    with traveller(slow, BUSY) as guest:
+        operation = begin(guest, a, b)
+        for _ in range(2):
+            known = logged(a, operation, "made anew")
+            assert cut_connections(qemu_of(guest, a))
+            mended = partial(is_logged, a, operation, "made anew", known + 1)
+            wait_until(mended, "a new connection")
+        assert guest.ended(a, operation)["state"] == "succeeded"
+        guest.must_run_once_on(b)
+
+
+@pytest.mark.parametrize("side", ["source", "target", "both"])
+def test_daemons_that_die_are_followed_by_ones_that_take_it_up(slow, side):
+    a, b = slow.hosts
+    victims = {"source": [a], "target": [b], "both": [a, b]}[side]
+    with traveller(slow, BUSY) as guest:
+        operation = begin(guest, a, b)
+        for host in victims:
+            host.kill()
+        for host in victims:
+            host.start()
+            host.wait_ready()
+        assert guest.ended(a, operation)["state"] == "succeeded"
+        guest.must_run_once_on(b)
+        assert guest.ended(b, operation)["state"] == "succeeded"
+
+
+def test_a_daemon_that_is_stopped_leaves_it_to_the_next_one(slow):
+    a, b = slow.hosts
+    with traveller(slow, BUSY) as guest:
+        operation = begin(guest, a, b)
+        a.stop()
+        a.start()
+        a.wait_ready()
+        assert guest.ended(a, operation)["state"] == "succeeded"
+        guest.must_run_once_on(b)
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_memory_that_is_lost_leaves_the_vm_off_on_the_target_and_it_boots_from_its_disks(
+    slow, side
+):
+    a, b = slow.hosts
+    with traveller(slow, BUSY) as guest:
+        operation = begin(guest, a, b)
+        os.kill(qemu_of(guest, a if side == "source" else b), signal.SIGKILL)
+        done = guest.ended(a, operation)
+        assert done["state"] == "partial"
+        assert done["error"]["code"] == "move.memory-lost"
+        wait_until(lambda: b.client.get("/v1/vms/tern")["state"] == "off", "it is off")
+        assert a.client.get("/v1/vms") == []
+        assert guest.ended(b, operation)["state"] == "partial"
+        assert demo.qemus(a.netns, guest.name) == []
+        began = time.time_ns()
+        b.client.post("/v1/vms/tern:start")
+        guest.witness.wait_beat(began)
+
+
+def test_a_user_may_give_up_what_never_comes(slow):
+    a, b = slow.hosts
+    with traveller(slow, BUSY) as guest:
+        operation = begin(guest, a, b)
+        a.kill()
+        os.kill(qemu_of(guest, a), signal.SIGKILL)
+        stopped = b.client.post("/v1/vms/tern:stop", {"force": True})
+        assert guest.ended(b, stopped)["state"] == "succeeded"
+        assert b.client.get("/v1/vms/tern")["state"] == "off"
+        a.start()
+        a.wait_ready()
+        assert guest.ended(a, operation)["state"] == "partial"
+        assert a.client.get("/v1/vms") == []
+
+
+def logged(host: Host, operation: dict[str, object], words: str) -> int:
+    log = host.client.get(f"/v1/operations/{operation['id']}/log")
+    return sum(words in line["text"] for line in log)
+
+
+def is_logged(host: Host, operation: dict[str, object], words: str, times: int) -> bool:
+    return logged(host, operation, words) >= times
