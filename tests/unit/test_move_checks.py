@@ -115,6 +115,9 @@ BAD = {
     "network.vlan": question(
         target=replace(TARGET, switches=(replace(TARGET.switches[0], vlans=False),))
     ),
+    "storage.disk-shared": question(
+        LOCAL, users={Volume(pool="own", volume="web1-vda.qcow2"): "web2"}
+    ),
     "storage.pool-missing": question(target=replace(TARGET, pools=())),
     "storage.pool-broken": question(
         target=replace(TARGET, pools=(replace(TARGET.pools[0], problem="nothing mounted"),))

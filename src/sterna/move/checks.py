@@ -6,10 +6,11 @@ asks the same questions again when it reserves, because facts age.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from sterna.errors import MoveRefused
+from sterna.model.disk import Volume
 from sterna.model.host import HostFacts, PoolFacts
 from sterna.model.move import Check, MoveWishes, Severity
 from sterna.model.vm import RunState, VMSpec
@@ -29,6 +30,7 @@ class Question:
     source: HostFacts
     target: HostFacts
     wishes: MoveWishes
+    users: Mapping[Volume, str] = field(default_factory=dict)  # files that other VMs use too
 
     @property
     def travelling(self) -> frozenset[str]:
@@ -178,7 +180,14 @@ def storage(q: Question) -> Iterator[Check]:
 
 
 def use(q: Question) -> Iterator[Check]:
-    """Nobody else writes to what goes as files."""
+    """Nobody else writes to what goes as files, or needs what leaves."""
+    for volume in q.travel.leaving:
+        if other := q.users.get(volume):
+            yield _blocker(
+                "storage.disk-shared",
+                f"{volume} is used by {other} too",
+                f"Give each its own disk; see: sterna vm show {other}",
+            )
     for volume in q.travel.locked:
         yield _blocker(
             "storage.disk-locked",

@@ -53,6 +53,7 @@ from sterna.move.limits import Limits, Member
 from sterna.move.peer import Peer, Peers
 from sterna.move.relayed import carriage
 from sterna.move.report import Report
+from sterna.move.storage.facts import users
 from sterna.move.travel import Travel, measure, plan, shared_pools
 from sterna.move.undo import Undo
 from sterna.move.watch import Watch
@@ -155,6 +156,7 @@ class Moves:
                 source=source,
                 target=target,
                 wishes=wishes,
+                users=users(vm, self._vms, travel.leaving),
             )
         )
         if peer is None:  # `same_host` refuses; this is for the type checker and for ever

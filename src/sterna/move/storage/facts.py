@@ -41,7 +41,7 @@ async def gather(vm: VM, vms: VMs, plan: Plan) -> Facts:
         pools=pools,
         sizes=sizes,
         virtual=await _virtual(plan, known, sizes),
-        users=_users(vm, vms, plan.leaving),
+        users=users(vm, vms, plan.leaving),
         locked=locked,
         making=making(vm, vms),
         bitmaps=await _bitmaps(vm, plan, known, sizes),
@@ -120,7 +120,7 @@ async def _snapshots(
     return found
 
 
-def _users(vm: VM, vms: VMs, volumes: Iterable[Volume]) -> dict[Volume, str]:
+def users(vm: VM, vms: VMs, volumes: Iterable[Volume]) -> dict[Volume, str]:
     """Other VMs that own these files, or rest on them."""
     wanted = set(volumes)
     found: dict[Volume, str] = {}
