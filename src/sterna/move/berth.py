@@ -36,6 +36,7 @@ from sterna.move.landing import Landing, landing
 from sterna.move.memory import UNLIMITED
 from sterna.move.travel import GROWTH
 from sterna.qemu import image
+from sterna.tasks import together
 from sterna.vms import chain
 from sterna.vms.machine import VM
 from sterna.vms.service import VMs
@@ -246,9 +247,9 @@ class Berth:
     async def listen(self, vm: VM, reservation: Reservation) -> tuple[ReservationStatus, Landing]:
         """Start QEMU; it waits for the memory, and for the disks, where the answer says."""
         launcher = self._vms.launcher
-        await launcher.launch(vm, incoming=True)
         ground = landing(vm, reservation, self._vms.config)
         try:
+            await together(launcher.launch(vm, incoming=True), ground.start())
             wanted = capabilities.TARGET
             mapping = self._bitmaps(reservation)
             if mapping:

@@ -82,9 +82,13 @@ class Carriage(abc.ABC):
     kind: CarrierKind
     failure: str = ""  # why it failed, in a sentence
 
+    @property
     @abc.abstractmethod
-    async def offer(self) -> CarrierOffer:
-        """What the target is told of it; starts what must be there before."""
+    def offer(self) -> CarrierOffer:
+        """What the target is told of it."""
+
+    async def start(self) -> None:  # noqa: B027 - not all have anything to start
+        """What must be there before the target is open. Raises CarrierFailed."""
 
     @abc.abstractmethod
     async def begin(self, opened: ReservationStatus) -> None:
@@ -155,7 +159,8 @@ class Direct(Carriage):
         self._opened: ReservationStatus | None = None
         self._has_key = False
 
-    async def offer(self) -> CarrierOffer:
+    @property
+    def offer(self) -> CarrierOffer:
         return CarrierOffer(kind="direct", encrypted=self._is_encrypted)
 
     async def begin(self, opened: ReservationStatus) -> None:

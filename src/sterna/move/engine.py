@@ -42,8 +42,8 @@ from sterna.move import (
     files,
     handover,
     memory,
-    postcopy,
     offer,
+    postcopy,
     probe,
     seed,
 )
@@ -58,7 +58,7 @@ from sterna.move.travel import Travel, measure, plan, shared_pools
 from sterna.move.undo import Undo
 from sterna.move.watch import Watch
 from sterna.operations.runner import Job
-from sterna.tasks import finish
+from sterna.tasks import finish, together
 from sterna.units import format_duration, format_rate
 from sterna.vms.machine import QUIT_TIMEOUT_S, VM
 from sterna.vms.service import VMs
@@ -173,7 +173,9 @@ class Moves:
             limit=wishes.bandwidth,
             max_pause_s=wishes.max_downtime_ms / 1000,
         )
-        choice = carriers.choose(wishes.carrier, measured) if vm.process is not None else None
+        # A broken post-copy is mended from QEMU to QEMU.
+        wished = "direct" if wishes.on_stall == "postcopy" else wishes.carrier
+        choice = carriers.choose(wished, measured) if vm.process is not None else None
         return peer, travel, choice, [finding.finding for finding in found]
 
 
@@ -312,10 +314,11 @@ class Move:
                 travel,
                 operation=self.job.id,
                 carried=self._bitmaps,
-                carrier=await self.carriage.offer(),
+                carrier=self.carriage.offer,
             )
             may_follow = self.is_live and self.wishes.on_stall == "postcopy"
-            await self.peer.reserve(replace(reservation, postcopy=may_follow))
+            reservation = replace(reservation, postcopy=may_follow)
+            await together(self.carriage.start(), self.peer.reserve(reservation))
             step.say(f"{self.peer.name} holds the name and room for {vm.name}")
 
     async def _mark(self) -> None:

@@ -37,6 +37,9 @@ class Landing(abc.ABC):
         self.failed = asyncio.Event()
         self.failure = ""
 
+    async def start(self) -> None:  # noqa: B027 - not all have anything to start
+        """What may begin beside QEMU. Raises CarrierFailed."""
+
     @abc.abstractmethod
     async def prepare(self) -> None:
         """Everything that must be there before QEMU listens."""
@@ -119,6 +122,8 @@ class RelayedLanding(Landing):
         folder = vm.paths.directory
         self._memory, self._disks = folder / "arriving-memory", folder / "arriving-disks"
         self._relay: Relay | None = None
+        self._words = settings.run_dir / f"relay-{vm.id}.log"  # not QEMU's folder,
+        # which is made anew meanwhile
         self._pair = pair.make()
 
     @property
@@ -126,6 +131,9 @@ class RelayedLanding(Landing):
         return min(self.settings.migration.cache, self.reservation.carrier.cache_bytes)
 
     async def prepare(self) -> None:
+        return
+
+    async def start(self) -> None:
         start = Start(
             role=Role.TARGET,
             certificate=self._pair.certificate,
@@ -136,8 +144,7 @@ class RelayedLanding(Landing):
             cache_bytes=self._cache,
             grace_s=self.settings.migration.grace,
         )
-        words = self.vm.paths.directory / "relay.log"
-        self._relay = await Relay.start(start, log=words, on_event=self._event)
+        self._relay = await Relay.start(start, log=self._words, on_event=self._event)
 
     async def export(self) -> None:
         await self.vm.blocks.nbd_server_start(len(self.reservation.mirrors), path=str(self._disks))
@@ -173,6 +180,7 @@ class RelayedLanding(Landing):
         relay, self._relay = self._relay, None
         if relay is not None:
             await relay.stop()
+        self._words.unlink(missing_ok=True)
 
 
 def landing(vm: VM, reservation: Reservation, settings: Config) -> Landing:

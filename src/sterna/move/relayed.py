@@ -60,18 +60,26 @@ class Relayed(Carriage):
         self._settings = settings
         self._say = say
         self._relay: Relay | None = None
+        self._pair = pair.make()
         self._limit: int | None = None
         self._last: Stats | None = None  # of a relay that has ended
         folder = vm.paths.directory
         self._services = {MEMORY: folder / "relay-memory", DISKS: folder / "relay-disks"}
 
-    async def offer(self) -> CarrierOffer:
-        made = pair.make()
+    @property
+    def offer(self) -> CarrierOffer:
+        return CarrierOffer(
+            kind=self.kind,
+            certificate=self._pair.certificate,
+            cache_bytes=self._settings.migration.cache,
+        )
+
+    async def start(self) -> None:
         migration = self._settings.migration
         start = Start(
             role=Role.SOURCE,
-            certificate=made.certificate,
-            key=made.key,
+            certificate=self._pair.certificate,
+            key=self._pair.key,
             services={name: str(path) for name, path in self._services.items()},
             cache_bytes=migration.cache,
             limit=self._limit,
@@ -79,9 +87,6 @@ class Relayed(Carriage):
         )
         log = self._vm.paths.directory / "relay.log"
         self._relay = await Relay.start(start, log=log, on_event=self._event)
-        return CarrierOffer(
-            kind=self.kind, certificate=made.certificate, cache_bytes=migration.cache
-        )
 
     async def begin(self, opened: ReservationStatus) -> None:
         ready = opened.carrier
