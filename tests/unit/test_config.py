@@ -111,3 +111,28 @@ def test_bytes_that_are_no_text_are_an_error(tmp_path):
     (tmp_path / "sternad.toml").write_bytes(b"name = '\xff'")
     with pytest.raises(BadConfig, match="not valid TOML"):
         config.load(tmp_path / "sternad.toml")
+
+
+def test_networks_of_moves_are_tried_in_their_order(load):
+    got = load(
+        """
+        [listen]
+        address = "192.0.2.1"
+        [migration]
+        addresses = ["198.51.100.1", "203.0.113.1", "198.51.100.1"]
+        limit = "100MB"
+        cache = "64MiB"
+        grace = 5
+        encryption = "off"
+        """
+    )
+    assert got.migration_addresses == ("198.51.100.1", "203.0.113.1")
+    assert got.migration_address == "198.51.100.1"
+    assert (got.migration.limit, got.migration.cache) == (100_000_000, 64 << 20)
+    assert load('[migration]\naddress = "192.0.2.7"').migration_addresses == ("192.0.2.7",)
+    assert load("").migration.encryption == "required"
+
+
+@pytest.mark.parametrize("setting", ['addresses = ["hv-a"]', "grace = 0", 'encryption = "maybe"'])
+def test_a_setting_of_moves_that_makes_no_sense_is_named(load, setting):
+    assert f"migration.{setting.split()[0]}" in refusal(load, f"[migration]\n{setting}")
