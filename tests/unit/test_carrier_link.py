@@ -237,6 +237,24 @@ def test_wrong_use_is_refused():
             end(Tls(**pems), lead=True)
 
 
+def test_addresses_of_ipv6_serve_as_well():
+    far = end(TARGET, lead=False)
+    near = end(SOURCE, lead=True)
+    try:
+        try:
+            endpoint = far.link.listen(["::1"])[0]
+        except OSError:
+            pytest.skip("no IPv6 here")
+        near.link.connect([Route("::1", endpoint)])
+        near.link.open("memory").send(b"x")
+        assert far.link.accept()[1].receive() == b"x"
+        assert near.link.stats().channels[0].remote == str(endpoint)
+        assert str(endpoint).startswith("[::1]:")
+    finally:
+        near.link.close()
+        far.link.close()
+
+
 # ---- ends
 
 

@@ -49,7 +49,7 @@ class Channel:
         self.flying: dict[Frame, None] = {}
         self.is_idle = False
         self.is_stalled = False
-        self.frame_size = frames.MAX_PAYLOAD
+        self.frame_size = frames.RECORD - frames.SIZE  # until its speed is known
         self.heard = monotonic()
         self.reason = ""  # of its end
         self.was_violated = False  # the peer broke the protocol here
@@ -62,6 +62,7 @@ class Channel:
         self._last_words = b""
         self._ping = False
         self._lowat = 0
+        self._expected = 1
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._wake_lock = threading.Lock()  # of the number `_wake`
         self._scratch = bytearray(frames.RECORD)
@@ -98,7 +99,10 @@ class Channel:
     def look(self) -> tcpinfo.TcpInfo | None:
         """Fresh figures of TCP; the last ones if it has ended."""
         with contextlib.suppress(OSError, struct.error):
-            self.info = tcpinfo.read(self._sock)
+            info = tcpinfo.read(self._sock)
+            if self.info is None or info.bytes_in != self.info.bytes_in:
+                self.heard = monotonic()
+            self.info = info
         return self.info
 
     def set_unsent(self, size: int) -> None:
@@ -148,6 +152,7 @@ class Channel:
                 timeout = 0
             elif delay:
                 timeout = max(1, round(delay * 1000))
+            self._expect(self._missing())
             events = dict(poll.poll(timeout))
             if self._wake in events:
                 os.eventfd_read(self._wake)
@@ -190,6 +195,17 @@ class Channel:
         if end - len(small) < len(payload):
             self._outgoing.append(payload[end - len(small) :])
 
+    def _missing(self) -> int:
+        """Bytes that will surely come and without which there is nothing to do: 1 or many."""
+        left = len(self._view) - self._at - frames.RECORD  # OpenSSL may have read a record of it
+        return left if self._header is not None and left > frames.RECORD else 1
+
+    def _expect(self, size: int) -> None:
+        """Sleep until so much has come: to wake for each packet costs more than to decrypt it."""
+        if size != self._expected:
+            self._expected = size
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+
     def _read(self) -> bool:
         """Take what has come. Whether there may be more."""
         left = _BURST
@@ -200,7 +216,6 @@ class Channel:
                 return False
             if not size:
                 raise _End("the other end hung up")
-            self.heard = monotonic()
             self._at += size
             if self._at == len(self._view):
                 self._advance()
