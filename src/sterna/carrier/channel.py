@@ -233,7 +233,8 @@ class Channel:
                 if header.kind == frames.DATA:
                     with self._traffic.lock:
                         is_wanted = self._traffic.admit(header)
-                self._header = header if is_wanted else header._replace(kind=frames.PING)
+                # What it acknowledges counts, even if its payload is here already.
+                self._header = header if is_wanted else header._replace(kind=frames.ACK)
                 self._target = self._traffic.buffers.get(header.length)
                 self._view = memoryview(self._target)[: header.length]
                 self._is_bulk = header.length > frames.RECORD
