@@ -629,6 +629,19 @@ def test_what_comes_twice_is_taken_once():
         assert everything(stream) == [b"1", b"2"]
 
 
+def test_an_acknowledgement_counts_on_a_frame_that_comes_twice():
+    with target() as (far, endpoint):
+        rogue = Rogue(endpoint)
+        rogue.hello()
+        rogue.open(1)
+        _, stream = far.link.accept()
+        stream.send(b"x")
+        while rogue.frame()[0].kind != frames.DATA:
+            pass
+        rogue.send(header(DATA, frames.OPEN, 0, 1, 6, 0, consumed=2), b"memory")
+        assert stream.drain(SOON_S)
+
+
 def test_a_flood_of_streams_is_refused():
     with target() as (far, endpoint):
         rogue = Rogue(endpoint)
