@@ -27,6 +27,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from wire import on_migration
 
 MEMORY = 1024 * MIB
 SETTLE_S = 2.0  # a guest beats and writes for so long before it moves: its work before
+SWITCH_NS = 1_200_000_000  # before the end of a move: its last copy, and what tidying takes
 FAR = 1.25  # x the best: not repeated
 ORDER_S = 120.0  # filling or checking 600 MiB takes seconds under emulation
 PEERS = (*QEMU.ways, *Virsh.ways)
@@ -107,7 +109,10 @@ class Bench:
             felt = self._witness.felt(began, mover.number)
             if len(felt.boots) != 1 or felt.twins:
                 raise RuntimeError(f"{way}: the guest rebooted or ran twice: {felt}")
-            found |= asdict(felt)
+            _, at = self._silence(mover.number, began)
+            switch, _ = self._silence(mover.number, ended - SWITCH_NS)
+            found |= {**asdict(felt), "felt_at_s": round((at - began) / 1e9, 3)}
+            found["felt_switch_ms"] = round(switch / 1e6, 3)
         await self._verify(mover, way)
         await mover.pause()
         return found
@@ -134,6 +139,11 @@ class Bench:
         a, b = beats[first], beats[min(last, len(beats) - 1)]
         pages = b.mem_writes - a.mem_writes
         return round(pages * 4096 / max(1, b.t_ns - a.t_ns) * 1e3, 1)
+
+    def _silence(self, number: int, since: int) -> tuple[int, int]:
+        """The longest since then, and when it began. ns."""
+        times = [beat.t_ns for beat in self._witness.beats(number) if beat.t_ns >= since]
+        return max((b - a, a) for a, b in pairwise([since, *times]))
 
     async def _verify(self, mover: Mover, way: str) -> None:
         async with GuestConsole(mover.console) as agent:
@@ -181,7 +191,7 @@ def median(moves: list[dict[str, Any]]) -> dict[str, Any]:
     """Of one way in one case. Those that did not finish have neither a total nor a pause."""
     finished = [move for move in moves if move["finished"]]
     row: dict[str, Any] = {"runs": len(moves), "finished": len(finished)}
-    for key in ("total_s", "migrate_s", "felt_ms"):
+    for key in ("total_s", "migrate_s", "felt_ms", "felt_switch_ms"):
         values = [move[key] for move in finished if key in move]
         row[key] = round(statistics.median(values), 3) if values else None
     for key in ("bytes_wire", "work_before_mb_s", "work_during_mb_s", "steal_percent"):
@@ -193,7 +203,11 @@ def median(moves: list[dict[str, Any]]) -> dict[str, Any]:
 
 def line(move: dict[str, Any]) -> str:
     total = f"{move['total_s']:7.2f} s" if move["finished"] else " not done"
-    felt = f"felt {move['felt_ms']:6.0f} ms" if "felt_ms" in move else " " * 14
+    felt = (
+        f"felt {move['felt_ms']:6.0f} ms at {move['felt_at_s']:5.1f} s"
+        if "felt_ms" in move
+        else " " * 25
+    )
     work = f"work {move['work_before_mb_s']:5.0f} -> {move['work_during_mb_s']:5.0f} MB/s"
     by = (
         f"  by {move['report']['carrier']}"
@@ -206,13 +220,13 @@ def line(move: dict[str, Any]) -> str:
 
 def show(case: Case, rows: Rows) -> None:
     best = min((r["total_s"] for w, r in rows.items() if w in PEERS and r["total_s"]), default=0)
-    print(f"\n{case.name:<22}{'total s':>9}{'migrate s':>11}{'to best':>9}{'felt ms':>9}"
+    print(f"\n{case.name:<22}{'total s':>9}{'migrate s':>11}{'to best':>9}{'felt ms':>9}{'switch':>8}"
           f"{'wire MB':>9}{'MB/s before':>13}{'during':>8}{'runs':>6}")  # fmt: skip
     for way, row in rows.items():
         ratio = row["total_s"] / best if row["total_s"] and best else None
-        numbers = (row["total_s"], row["migrate_s"], ratio, row["felt_ms"])
+        numbers = (row["total_s"], row["migrate_s"], ratio, row["felt_ms"], row["felt_switch_ms"])
         cells = (f"{'-' if n is None else format(n, '.2f' if i < 3 else '.0f'):>{width}}"
-                 for i, (n, width) in enumerate(zip(numbers, (9, 11, 9, 9), strict=True)))  # fmt: skip
+                 for i, (n, width) in enumerate(zip(numbers, (9, 11, 9, 9, 8), strict=True)))  # fmt: skip
         print(f"{way:<22}{''.join(cells)}{row['bytes_wire'] / 1e6:>9.1f}"
               f"{row['work_before_mb_s']:>13.0f}{row['work_during_mb_s']:>8.0f}"
               f"{row['finished']:>4}/{row['runs']}", flush=True)  # fmt: skip

@@ -126,7 +126,7 @@ class Bench:
         self._ended(client.post(f"/v1/vms/{VM}:stop", {"force": True}))
         client.delete(f"/v1/vms/{VM}")
         place = self.host.folder / "pool" / "disk.raw"
-        images.make(place, size=DISK, allocated=DISK, image_format="raw")
+        images.make(place, size=images.LOG + DISK, allocated=DISK, image_format="raw")
         body = spec(self._lab.guest(), VM, memory=MEMORY)
         body["disks"] = [{"name": "vda", "pool": LOCAL_POOL, "volume": "disk.raw", "format": "raw"}]
         await self._boot(body, time.time_ns())
