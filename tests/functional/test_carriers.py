@@ -198,7 +198,8 @@ def test_a_limit_is_kept_and_can_be_changed_on_the_way(lab, carrier):
             rate = (sent() - before) / (time.monotonic() - began)
             assert rate == pytest.approx(limit, rel=0.05), (carrier, limit, progress())
         a.client.patch(path, {"bandwidth": "none", "max_downtime_ms": 20_000})
-        assert guest.ended(a, operation)["state"] == "succeeded"
+        done = guest.ended(a, operation)
+        assert done["state"] == "succeeded", done["error"]
         guest.must_run_once_on(b)
         log = [line["text"] for line in a.client.get(f"{path}/log")]
         assert any("no limit and a pause of at most 20" in line for line in log)
@@ -217,9 +218,9 @@ def test_a_relay_that_dies_undoes_the_move_with_its_words_and_the_guest_goes_on(
             wishes = {"bandwidth": 12_000_000} if phase == "memory" else {}
             operation = guest.move(a, b, carrier="compression", disk_copy="mirror", **wishes)
             wait_until(lambda: guest.phase_of(a, operation) == phase, f"it is in phase {phase}")  # noqa: B023
-            host = a if end == "a" else b
-            wait_until(lambda: relays(host), "its relay runs")  # noqa: B023
-            for relay in relays(host):
+            path = f"/v1/operations/{operation['id']}"
+            wait_until(lambda: a.client.get(path)["progress"].get("link") == "up", "it is up")  # noqa: B023
+            for relay in relays(a if end == "a" else b):
                 relay.signal(9)
             done = guest.ended(a, operation)
             assert done["state"] == "failed", done
@@ -236,6 +237,7 @@ def test_a_link_that_is_cut_for_a_while_is_waited_for_and_the_move_goes_on(lab, 
         operation = guest.move(a, b, carrier="compression", disk_copy="mirror")
         path = f"/v1/operations/{operation['id']}"
         wait_until(lambda: guest.phase_of(a, operation) == phase, f"it is in phase {phase}")
+        wait_until(lambda: a.client.get(path)["progress"].get("link") == "up", "the link is up")
         lab.cut(b.name, Network.MIGRATION)
         wait_until(lambda: a.client.get(path)["progress"].get("link") == "down", "it is seen")
         time.sleep(8)

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from sterna import clock
-from sterna.errors import BlockJobFailed, QMPTimeout, Stalled
+from sterna.errors import BlockJobFailed, QMPError, QMPTimeout, Stalled
 from sterna.model.disk import node_name
 from sterna.model.move import DiskProgress, MoveWishes, Phase
 from sterna.move.travel import Mirroring
@@ -154,7 +154,7 @@ class Mirrors:
         for one in waiting[: max(0, self._parallel - busy)]:
             disk = one.plan.disk
             one.is_begun = True  # from here on there may be something to abandon
-            await self._blocks.add([node(one.node, disk.name)])
+            await self._open(node(one.node, disk.name))
             await self._blocks.mirror(
                 one.job,
                 node_name(disk.pool, disk.volume),
@@ -163,6 +163,29 @@ class Mirrors:
                 speed=self._speed,
                 granularity=granularity(one.plan.offer.size),
             )
+
+    async def _open(self, target: Options) -> None:
+        """Open the target's disk. QEMU's main loop waits for the target in it, and its guest then
+        waits for QEMU: a target that does not answer is cut, and tried again if its link was down.
+        """
+        while True:
+            while self._is_link_down():
+                self._report(self._sample(0))
+                await asyncio.sleep(POLL_S)
+            guard = asyncio.ensure_future(self._guard(str(target["node-name"])))
+            try:
+                return await self._blocks.add([target])
+            except QMPError:
+                if not self._is_link_down():
+                    raise
+            finally:
+                guard.cancel()
+
+    async def _guard(self, node: str) -> None:
+        while True:
+            await asyncio.sleep(HANG_S)
+            if self._is_link_down() or not await self._probe():
+                await self._blocks.yank(node)
 
     async def _look(self) -> None:
         """Where they stand now; a main loop that hangs is freed."""

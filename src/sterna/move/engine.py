@@ -63,7 +63,7 @@ from sterna.units import format_duration, format_rate
 from sterna.vms.machine import QUIT_TIMEOUT_S, VM
 from sterna.vms.service import VMs
 
-SWITCH_OVER_S = 10.0  # device state of the largest guests takes a second
+SWITCH_OVER_S = 10.0  # beyond the pause allowed; device state of the largest guests takes a second
 
 
 class Moves:
@@ -543,9 +543,10 @@ class Move:
                 self._weigh()
                 await self._mirrors.close()
         with self.report.part("last_copy"):
+            deadline_s = SWITCH_OVER_S + self.wishes.max_downtime_ms / 1000
             wanted = memory.LEFT if self._is_postcopy else memory.COMPLETED
             await asyncio.gather(
-                memory.switch_over(vm.qmp, SWITCH_OVER_S, wanted), self._forget_addresses()
+                memory.switch_over(vm.qmp, deadline_s, wanted), self._forget_addresses()
             )
 
     async def _forget_addresses(self) -> None:

@@ -95,7 +95,20 @@ class Relayed(Carriage):
         there = [Endpoint(one.address, one.port) for one in ready.endpoints]
         ways = routes(self._settings.migration_addresses, there)
         await self._there().connect(ways, ready.certificate, ready.cache_bytes)
+        await self._wait_up()
         await self._vm.qmp.migrate_set_parameters(**{"tls-creds": ""})
+
+    async def _wait_up(self) -> None:
+        """QEMU must not be sent to a link that is not there: it waits, and its guest with it."""
+        relay = self._there()
+        waits = {asyncio.ensure_future(one.wait()) for one in (relay.up, relay.ended)}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waits:
+                one.cancel()
+        if not relay.up.is_set():
+            raise relay.loss()
 
     def _event(self, event: Event) -> None:
         """Channels that come and go: for the log of the operation, until the VM is given away."""
