@@ -81,10 +81,9 @@ def test_a_connection_that_breaks_is_made_anew_as_often_as_it_takes(slow):
     a, b = slow.hosts
     with traveller(slow, BUSY) as guest:
         operation = begin(guest, a, b)
-        for _ in range(2):
-            known = logged(a, operation, "made anew")
+        for number in range(2):
+            mended = partial(is_logged, a, operation, "made anew", number + 1)
             assert cut_connections(qemu_of(guest, a))
-            mended = partial(is_logged, a, operation, "made anew", known + 1)
             wait_until(mended, "a new connection")
         assert guest.ended(a, operation)["state"] == "succeeded"
         guest.must_run_once_on(b)
@@ -152,10 +151,6 @@ def test_a_user_may_give_up_what_never_comes(slow):
         assert a.client.get("/v1/vms") == []
 
 
-def logged(host: Host, operation: dict[str, object], words: str) -> int:
-    log = host.client.get(f"/v1/operations/{operation['id']}/log")
-    return sum(words in line["text"] for line in log)
-
-
 def is_logged(host: Host, operation: dict[str, object], words: str, times: int) -> bool:
-    return logged(host, operation, words) >= times
+    log = host.client.get(f"/v1/operations/{operation['id']}/log")
+    return sum(words in line["text"] for line in log) >= times

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from sterna.move import policy
-from sterna.move.policy import LADDERS, OVERHEAD_MS, Action, Kind, Measured, Policy
+from sterna.move.policy import LADDERS, MARGIN, OVERHEAD_MS, Action, Kind, Measured, Policy
 
 MB = 1_000_000
 LINK = 100 * MB  # bytes/s
@@ -215,8 +215,8 @@ def test_what_is_in_flight_and_the_disks_are_part_of_the_pause():
         )
         for more in ({}, {"in_flight": 20 * MB, "disks_ms": 100.0})
     )
-    assert free.limit_ms == pytest.approx(500 - OVERHEAD_MS, abs=1)
-    assert busy.limit_ms == pytest.approx(500 - OVERHEAD_MS - 200 - 100, abs=1)
+    assert free.limit_ms == pytest.approx(MARGIN * (500 - OVERHEAD_MS), abs=1)
+    assert busy.limit_ms == pytest.approx(MARGIN * (500 - OVERHEAD_MS - 200 - 100), abs=1)
 
 
 def test_a_deadline_that_comes_near_climbs_sooner():

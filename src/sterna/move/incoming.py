@@ -44,6 +44,8 @@ LEASE_S = 30.0  # at least; the source asks twice a second
 LEASE_GRACES = 2
 MAX_GRACE_S = 3600.0
 LOADED_S = 5.0  # the source says completed when QEMU here is just about to
+LOADED_POSTCOPY_S = 30.0  # it only says that it has sent; a slow link has it still
+LOOK_S = 0.01  # for what no event tells, while the guest stands still
 LET_GO_S = 10.0  # after a refusal in post-copy, for the source to take its guest back
 LAST_WORDS_S = 0.3  # between a stream that breaks and the end of the QEMU that read it
 PROBE_S = 0.6  # for a QEMU to answer its daemon; the source waits for both
@@ -331,27 +333,31 @@ class Incoming:
             return await self._not_placed(arrival)
         if not arrival.is_open:
             return "its QEMU was never started here"
+        longest_s = LOADED_POSTCOPY_S if arrival.reservation.postcopy else LOADED_S
         try:
-            async with asyncio.timeout(LOADED_S):
-                while (status := (await vm.qmp.query_migrate()).status) != "completed":
-                    if status in ("failed", "cancelled"):
-                        return f"its QEMU says the move has {status}: {vm.last_words()}"
-                    if postcopy.is_sending(status) and await self._has_state(vm):
-                        arrival.lacks_memory = True
-                        return None
-                    await asyncio.sleep(0.002)
+            async with asyncio.timeout(longest_s):
+                return await self._wait_loaded(arrival)
         except TimeoutError:
-            return f"its QEMU had not loaded the VM {LOADED_S:g} s after the source was through"
+            return f"its QEMU had not loaded the VM {longest_s:g} s after the source was through"
         except SternaError as error:
             if vm.process is not None and vm.process.is_alive:
                 raise  # not known now: the source asks again
             return error.message
-        return None
 
     @staticmethod
-    async def _has_state(vm: VM) -> bool:
-        """In post-copy: all but memory is here."""
-        return await vm.qmp.query_status() != "inmigrate"
+    async def _wait_loaded(arrival: Arrival) -> str | None:
+        """Until all of it is here, in post-copy all but pages; or why it never will be."""
+        vm = arrival.vm
+        with vm.qmp.session.listen("MIGRATION") as events:
+            while (status := (await vm.qmp.query_migrate()).status) != "completed":
+                if status in ("failed", "cancelled"):
+                    return f"its QEMU says the move has {status}: {vm.last_words()}"
+                if postcopy.is_sending(status) and await vm.qmp.query_status() != "inmigrate":
+                    arrival.lacks_memory = True
+                    break
+                with contextlib.suppress(TimeoutError):
+                    await events.get(LOOK_S)
+        return None
 
     async def rejoin(self, vm_id: str, epoch: int, *, has_pages: bool) -> Rejoined:
         """Of a VM that was taken in post-copy: its source asks for a new connection.
@@ -497,8 +503,7 @@ class Incoming:
     async def _clear_late(self, arrival: Arrival) -> None:
         with contextlib.suppress(TimeoutError, SternaError):
             async with asyncio.timeout(LET_GO_S):
-                while (await arrival.vm.qmp.query_migrate()).status == "postcopy-active":
-                    await asyncio.sleep(CONT_RETRY_S)
+                await postcopy.let_go(arrival.vm)
         await self._clear_away(arrival)
 
     @staticmethod

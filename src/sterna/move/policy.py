@@ -23,6 +23,7 @@ from sterna.model.move import OnStall
 # Of a pause, without memory and disks: the guest's stop, device state, what both hosts write down
 # and say, the continuation. Measured: 60 to 100 ms.
 OVERHEAD_MS = 90.0
+MARGIN = 0.9  # a guest writes on between QEMU's decision and its stop
 LEAST_MS = 30.0  # of the pause for memory, however much the rest of it takes
 MAX_LIMIT_MS = 2_000_000  # QEMU's own
 GAIN = 0.9  # a round has gained something if it leaves less than so much of the best before
@@ -68,7 +69,7 @@ LADDERS: dict[OnStall, tuple[Rung, ...]] = {
 
 def first_limit(max_downtime_ms: float) -> int:
     """QEMU's limit before anything was measured, in ms."""
-    return round(max(LEAST_MS, _PAUSES[0].amount * max_downtime_ms - OVERHEAD_MS))
+    return round(max(LEAST_MS, MARGIN * (_PAUSES[0].amount * max_downtime_ms - OVERHEAD_MS)))
 
 
 def throttles(on_stall: OnStall) -> bool:
@@ -243,7 +244,7 @@ class Policy:
         return self._overhead_ms + m.disks_ms + (m.in_flight / rate * 1000 if rate else 0.0)
 
     def _memory_ms(self, m: Measured, allowed_ms: float) -> float:
-        return max(LEAST_MS, allowed_ms - self._other_ms(m))
+        return max(LEAST_MS, MARGIN * (allowed_ms - self._other_ms(m)))
 
     def _goal(self, m: Measured, allowed_ms: float) -> float:
         """Bytes that may be left for such a pause."""

@@ -27,7 +27,8 @@ from sterna.vms.machine import VM
 CAPABILITY = "postcopy-ram"
 # Names of later QEMUs too: whatever begins so has left the source for good.
 PREFIX = "postcopy-"
-PAUSED = "postcopy-paused"
+ACTIVE, PAUSED = "postcopy-active", "postcopy-paused"
+RESUME_S = 10.0  # from a new connection until memory flows again
 LOOK_S = 0.5
 RETRY_S = 0.5  # first; doubles up to RETRY_MAX_S
 RETRY_MAX_S = 5.0
@@ -43,8 +44,8 @@ async def sends(vm: VM) -> bool:
     """Whether the QEMU of `vm` has pages that another one lacks, or lacks pages itself."""
     if vm.monitor is None:
         return False
-    with contextlib.suppress(QEMULost):
-        return is_sending((await vm.monitor.query_migrate()).status)
+    with contextlib.suppress(QEMULost, QMPTimeout):
+        return is_sending((await vm.monitor.query_migrate(timeout_s=memory.PING_S)).status)
     return False
 
 
@@ -92,27 +93,30 @@ class Sender:
                     if not is_sending(info.status):
                         return info if info.status == "completed" else None
                     self._report(info)
-                    await self._keep_going(info, events)
+                    if not await self._goes_on(info, events):
+                        return None
         except (QEMULost, VMLost) as error:
             await self._tell_lost()
             raise self._lost(f"its QEMU on the source ended: {vm.last_words()}") from error
 
-    async def _keep_going(self, info: MigrationInfo, events: Events) -> None:
+    async def _goes_on(self, info: MigrationInfo, events: Events) -> bool:
+        """Mend it if it is broken, and wait a moment; False: the target has all of it."""
         now = clock.monotonic()
         if info.transferred != self._sent:
             self._sent, self._moved = info.transferred, now
-        if info.status == PAUSED:
-            await self._rejoin()
-        elif info.status == "postcopy-active" and now - self._moved > STUCK_S:
+        if info.status == PAUSED or (info.status != ACTIVE and now - self._moved > STUCK_S):
+            return await self._rejoin()
+        if info.status == ACTIVE and now - self._moved > STUCK_S:
             self._moved = now
             self._log(f"nothing was sent for {STUCK_S:g} s: the connection is made anew")
             with contextlib.suppress(QMPError):
                 await self._vm.qmp.migrate_pause()
         with contextlib.suppress(TimeoutError):
             await events.get(LOOK_S)
+        return True
 
-    async def _rejoin(self) -> None:
-        """The connection is broken: ask the target for a new one, until it answers."""
+    async def _rejoin(self) -> bool:
+        """The connection is broken: make a new one, until it works; False: no need of one."""
         pause = RETRY_S
         self._log("the connection is broken; the guest waits for what it lacks of its memory")
         while True:
@@ -123,15 +127,38 @@ class Sender:
                 if answer.memory == "waiting":
                     host = f"[{answer.address}]" if ":" in answer.address else answer.address
                     await self._vm.qmp.migrate_resume(f"tcp:{host}:{answer.port}")
-                    self._log("the connection is made anew")
-                self._told, self._moved = "", clock.monotonic()
-                return
+                    if await self._has_resumed():
+                        self._log("the connection is made anew")
+                        self._told, self._moved = "", clock.monotonic()
+                        return True
+                elif answer.memory == "whole":
+                    return False
             except (MemoryLost, QEMULost, VMLost):
                 raise
             except SternaError as error:
                 self._log(f"the memory cannot go on yet: {error.message}")
             await asyncio.sleep(pause)
             pause = min(2 * pause, RETRY_MAX_S)
+
+    async def _has_resumed(self) -> bool:
+        """Whether memory flows again. A connection that hangs before it does is cut."""
+        with self._vm.qmp.session.listen("MIGRATION") as events:
+            try:
+                async with asyncio.timeout(RESUME_S):
+                    has_begun = False
+                    while (status := (await self._vm.qmp.query_migrate()).status) != ACTIVE:
+                        if not is_sending(status):
+                            return True
+                        if status == PAUSED and has_begun:
+                            return False
+                        has_begun = status != PAUSED
+                        with contextlib.suppress(TimeoutError):
+                            await events.get(LOOK_S)
+            except TimeoutError:
+                with contextlib.suppress(QMPError):
+                    await self._vm.qmp.yank_migration()
+                return False
+        return True
 
     async def _ask(self, *, has_pages: bool) -> Rejoined:
         vm = self._vm
@@ -202,6 +229,14 @@ async def arrive(vm: VM, source: str) -> None:
         raise MemoryLost(vm=vm.name, target="this host", reason=reason) from error
     finally:
         vm.lacks_memory = False
+
+
+async def let_go(vm: VM) -> None:
+    """Until the source has broken the connection. Raises QEMULost, VMLost."""
+    with vm.qmp.session.listen("MIGRATION") as events:
+        while (await vm.qmp.query_migrate()).status == ACTIVE:
+            with contextlib.suppress(TimeoutError):
+                await events.get(LOOK_S)
 
 
 async def rejoin(vm: VM, address: str, *, has_pages: bool) -> Rejoined:

@@ -127,19 +127,10 @@ class Recovery:
             await vm.quit()  # it was being saved or restored: its guest has not run since
         moving = vm.record.moving
         operation = moving or vm.record.ownership.operation
-        is_postcopy = await postcopy.sends(vm)
-        if is_postcopy and not moving:
+        if not moving and await postcopy.sends(vm):
             await self._arriving(vm, operation)
             return
-        if is_postcopy:  # not through its connection: QEMU would keep the guest then
-            await postcopy.take_back(vm)
-        elif moving and vm.process is not None:
-            # Nothing of a move goes on without us, and what hangs on its target is freed.
-            await asyncio.to_thread(cut_connections, vm.process.pid)
-        if vm.monitor is not None:
-            status = (await vm.monitor.query_migrate()).status
-            if moving or status not in memory.ENDED | {"none", ""}:
-                await memory.abort(vm.monitor)
+        await self._stop_sending(vm)
         mended = await mend_quietly(vm, self._vms.launcher.pools, self._vms.kept)
         if mended.problem:
             await self._note(vm, f"could not be cleared up: {mended.problem}")
@@ -165,6 +156,19 @@ class Recovery:
         elif operation in self._open:
             await self._taken_before_restart(vm, operation)
         self._storage_move_cut(vm, mended)
+
+    @staticmethod
+    async def _stop_sending(vm: VM) -> None:
+        """Nothing of a move goes on without us, and what hangs on its target is freed."""
+        moving = vm.record.moving
+        if await postcopy.sends(vm):  # before anything is cut: QEMU would keep the guest then
+            await postcopy.take_back(vm)
+        elif moving and vm.process is not None:
+            await asyncio.to_thread(cut_connections, vm.process.pid)
+        if vm.monitor is not None:
+            status = (await vm.monitor.query_migrate()).status
+            if moving or status not in memory.ENDED | {"none", ""}:
+                await memory.abort(vm.monitor)
 
     async def _arriving(self, vm: VM, operation: str) -> None:
         """It runs here, and a part of its memory is on its way still."""
@@ -309,7 +313,9 @@ class Recovery:
         vm.doing, vm.operation = f"sending memory to {target}", operation
 
         async def work(job: Job) -> dict[str, Any]:
-            job.log(f"sternad restarted; the rest of the memory of {vm.name} follows it to {target}")
+            job.log(
+                f"sternad restarted; the rest of the memory of {vm.name} follows it to {target}"
+            )
             try:
                 with job.uncancellable():
                     job.phase = Phase.POSTCOPY
