@@ -21,11 +21,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-import figures
-import made_stream
 import numpy as np
 from numpy.typing import NDArray
 
+import figures
+import made_stream
 from sterna.carrier.codec import Decoder, Encoder, pack, unpack
 
 PAGE = made_stream.PAGE

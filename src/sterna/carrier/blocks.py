@@ -157,7 +157,8 @@ def _turned(values: NDArray[Any]) -> bytes:
 
 
 def _steps(values: NDArray[Any]) -> NDArray[Any]:
-    return np.diff(values, prepend=values.dtype.type(0))
+    steps: NDArray[Any] = np.diff(values, prepend=values.dtype.type(0))
+    return steps
 
 
 def _plan(batch: Batch) -> bytes:

@@ -72,9 +72,8 @@ class Encoder:
 
     def flush(self) -> list[Batch]:
         """All that was fed and is in no batch yet. A record that is cut here goes uncompressed."""
-        begin = max(self._start, self._told)
-        if self._end > begin:
-            self._found.add(Segment.LITERAL, begin, self._end - begin)
+        if self._end > self._start:
+            self._found.add(Segment.LITERAL, self._start, self._end - self._start)
         batches = self._close()
         self._told = self._end
         return batches

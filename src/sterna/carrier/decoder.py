@@ -68,7 +68,6 @@ class Decoder:
         sources = np.zeros(len(contents), np.int64)
         sources[copies] = batch.sources
         copied = np.flatnonzero(contents == Content.COPY)
-        copy = self.rows[sources[copied]]
         sparse = rows[contents == Content.SPARSE]
         if len(sparse):
             flat = np.repeat(sparse * WORDS, batch.words) + batch.positions
@@ -76,6 +75,7 @@ class Decoder:
         dense = rows[contents == Content.DENSE]
         if len(dense):
             self.rows[dense] ^= batch.dense
+        copy = self.rows[sources[copied]]  # before rows get other pages
         known = np.flatnonzero((contents >= Content.SAME) & (contents <= Content.DENSE))
         for chunk in _chunks(known):
             self._view[at.pages[chunk]] = self.rows[rows[chunk]].view(np.uint8)

@@ -83,25 +83,39 @@ class Index:
             return rows
         sets = self._set(keys)
         seen = self._seen(keys)
-        chosen = np.unique(sets, return_index=True)[1]  # one for each set: they do not collide
-        sets = sets[chosen]
-        there = (self._keys[sets] == keys[chosen, None] + 1).any(axis=1)
-        worth = np.where(self._keys[sets] == 0, -1, self._worth[sets].astype(np.int8))
+        self._turn += 1
+        left = np.arange(len(keys))
+        for turn in range(WAYS):
+            # One for each set, so that they do not collide; a row is not given away twice.
+            first = np.unique(sets[left], return_index=True)[1]
+            chosen = left[first]
+            rows[chosen] = self._place(keys[chosen], sets[chosen], seen[chosen] & (turn == 0))
+            if len(first) == len(left):
+                break
+            left = np.delete(left, first)
+        return rows
+
+    def _place(
+        self, keys: Keys, sets: NDArray[np.int64], may_replace: NDArray[np.bool_]
+    ) -> NDArray[np.int64]:
+        there = self._keys[sets]
+        worth = np.where(there == 0, -1, self._worth[sets].astype(np.int8))
         ways = worth.argmin(axis=1)
         least = worth[np.arange(len(sets)), ways]
-        takes = ~there & ((least < 0) | (least == 0) & seen[chosen])
-        self._turn += 1
-        ages = (least > 0) & seen[chosen] & ((keys[chosen] + self._turn) % _AGING == 0)
+        takes = (least < 0) | (least == 0) & may_replace
+        takes &= (there != keys[:, None] + 1).all(axis=1)
+        ages = (least > 0) & may_replace & ((keys + self._turn) % _AGING == 0)
         self._worth[sets[ages], ways[ages]] -= 1
-        new, sets, ways = chosen[takes], sets[takes], ways[takes]
-        rows[new] = ways * self._sets + sets
-        self._keys[sets, ways] = keys[new] + 1
+        rows = np.where(takes, ways * self._sets + sets, -1)
+        sets, ways = sets[takes], ways[takes]
+        self._keys[sets, ways] = keys[takes] + 1
         self._worth[sets, ways] = 0
         return rows
 
     def _set(self, keys: Keys) -> NDArray[np.int64]:
         """Neighbours come to neighbouring sets, each block at another place."""
-        return (keys + (keys >> PAGE_BITS) * 0x9E3779B1) % self._sets
+        sets: NDArray[np.int64] = (keys + (keys >> PAGE_BITS) * 0x9E3779B1) % self._sets
+        return sets
 
     def _seen(self, keys: Keys) -> NDArray[np.bool_]:
         """Was each of these here before, as far as can be told; they are now."""

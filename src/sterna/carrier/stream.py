@@ -76,7 +76,7 @@ class Segments:
         while at < len(self.kinds) and self.starts[at] < told:
             start, count, stride = self.starts[at], self.counts[at], int(STRIDES[self.kinds[at]])
             cut = min(count, -(-(told - start) // stride))
-            rest += start + cut * stride - told
+            rest = max(0, start + cut * stride - told)
             if cut < count:
                 self.starts[at] += cut * stride
                 self.counts[at] -= cut
@@ -254,7 +254,7 @@ class Parser:
         size = 8
         following: State = self._records
         if flags == _F_EOS:
-            following: State = self._top
+            following = self._top
         elif flags == _F_SIZES:
             self._sizes = word - flags
             following = self._listed
