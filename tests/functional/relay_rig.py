@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from qemu_rig import SOURCE, TARGET, Machine, machine, until_status
 
 from machines import SMALL, Variant
 from sterna.carrier.control import MEMORY, Event, Role, Start
-from sterna.carrier.facts import Route
+from sterna.carrier.facts import Endpoint, Route
 from sterna.carrier.process import Relay
 from sterna.lab.guest import image
 from sterna.model.vm import DirectBoot
@@ -27,6 +28,7 @@ class Relays:
     source: Relay
     target: Relay
     folder: Path
+    cable: Cable
     events: list[Event] = field(default_factory=list)
 
     @property
@@ -57,6 +59,46 @@ def start(folder: Path, side: str, keys: Pair, peer: str = "", **more: object) -
     )
 
 
+class Cable:
+    """A TCP relay between the two hosts that can be pulled: nothing goes through then."""
+
+    def __init__(self, to: Endpoint) -> None:
+        self._to = to
+        self._live: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
+        self._port = 0
+
+    async def plug(self) -> Endpoint:
+        self._server = await asyncio.start_server(self._join, "127.0.0.1", self._port)
+        self._port = self._server.sockets[0].getsockname()[1]
+        return Endpoint("127.0.0.1", self._port)
+
+    async def pull(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for one in list(self._live):
+            one.transport.abort()
+        await self._server.wait_closed()
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            there, back = await asyncio.open_connection(self._to.address, self._to.port)
+        except OSError:
+            writer.transport.abort()
+            return
+        self._live |= {writer, back}
+        await asyncio.gather(_carry(reader, back), _carry(there, writer))
+        self._live -= {writer, back}
+
+
+async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
 @contextlib.asynccontextmanager
 async def relays(
     folder: Path, *, grace_s: float | None = 10.0, cache_bytes: int = CACHE_BYTES, **more: object
@@ -80,15 +122,16 @@ async def relays(
         )
         target = await Relay.start(order, log=folder / "t.log", on_event=events.append)
         stack.push_async_callback(target.stop)
-        (endpoint,) = target.endpoints
-        await source.connect([Route("", endpoint)], there.certificate, cache_bytes)
+        cable = Cable(target.endpoints[0])
+        await source.connect([Route("", await cable.plug())], there.certificate, cache_bytes)
         await source.up.wait()
-        made = Relays(source, target, folder, events)
+        made = Relays(source, target, folder, cable, events)
         yield made
+    await cable.pull()
     assert not alive(source.pid)
     assert not alive(target.pid)
     assert not [path.name for path in sorted(folder.glob("s-*"))]  # noqa: ASYNC240
-    assert made.logs() == ""
+    assert made.logs() == "", made.logs()
 
 
 def alive(pid: int) -> bool:
@@ -105,13 +148,17 @@ def variant(side: str, mem: str = "", *, memory: int = 256 * MIB) -> Variant:
     return Variant(spec, incoming=side == "t", folder=side)
 
 
-async def begin(source: Machine, target: Machine, carried: Relays, **parameters: object) -> None:
-    """All before the last copy: the guest is stopped, what it has not sent yet is to follow."""
-    await source.qmp.migrate_set_capabilities(SOURCE)
-    await target.qmp.migrate_set_capabilities(TARGET)
-    limits = {"max-bandwidth": 16 << 30, "downtime-limit": 300} | parameters
-    await source.qmp.migrate_set_parameters(**limits)
+async def prepare(source: Machine, target: Machine, carried: Relays, **more: bool) -> None:
+    """All before `migrate`. `more` are capabilities of both."""
+    await source.qmp.migrate_set_capabilities(SOURCE | more)
+    await target.qmp.migrate_set_capabilities(TARGET | more)
+    await source.qmp.migrate_set_parameters(**{"max-bandwidth": 16 << 30, "downtime-limit": 300})
     await target.qmp.migrate_incoming(carried.incoming)
+
+
+async def begin(source: Machine, target: Machine, carried: Relays) -> None:
+    """All before the last copy: the guest is stopped, what it has not sent yet is to follow."""
+    await prepare(source, target, carried)
     with source.session.listen("MIGRATION") as events:
         await source.qmp.migrate(carried.outgoing)
         await until_status(events, "pre-switchover")

@@ -115,6 +115,10 @@ class MemorySource(Pump):
         self._free()
         super().cut()
 
+    def release(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
     def _free(self) -> None:
         with self._progress:
             self._is_free = True
@@ -205,16 +209,12 @@ class MemorySource(Pump):
                 self._packed.put(done)
 
     def _send(self) -> None:
-        try:
-            while (packed := self._packed.get()) is not None:
-                block = packed.result()
-                self._encoder.stats.packed(block)
-                self.counts.wire_out += len(block)
-                with self._sending:
-                    self.stream.send(block)
-        finally:
-            if self._pool is not None:
-                self._pool.shutdown(wait=False, cancel_futures=True)
+        while (packed := self._packed.get()) is not None:
+            block = packed.result()
+            self._encoder.stats.packed(block)
+            self.counts.wire_out += len(block)
+            with self._sending:
+                self.stream.send(block)
         self.finish()
 
     def _inward(self) -> None:
@@ -269,6 +269,9 @@ class MemoryTarget(Pump):
         self._unpacked.cut()
         super().cut()
 
+    def release(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
     @property
     def stats(self) -> MemoryStats:
         return MemoryStats(
@@ -295,15 +298,12 @@ class MemoryTarget(Pump):
         self._unpacked.finish()
 
     def _apply(self) -> None:
-        try:
-            while (unpacked := self._unpacked.get()) is not None:
-                for data in self._decoder.apply(unpacked.result()):
-                    with self._writing:
-                        self.sock.sendall(data)
-                    self.counts.bytes_out += len(data)
-                self._tell()
-        finally:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        while (unpacked := self._unpacked.get()) is not None:
+            for data in self._decoder.apply(unpacked.result()):
+                with self._writing:
+                    self.sock.sendall(data)
+                self.counts.bytes_out += len(data)
+            self._tell()
         self.end_writing()
 
     def _tell(self) -> None:

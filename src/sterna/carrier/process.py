@@ -41,6 +41,7 @@ class Relay:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         on_event: Callable[[Event], None] | None,
+        made: Sequence[Path],
     ) -> None:
         self.endpoints: tuple[Endpoint, ...] = ()
         self.stats: Stats | None = None
@@ -51,6 +52,7 @@ class Relay:
         self._reader = reader
         self._writer = writer
         self._on_event = on_event or _log
+        self._made = made  # sockets; it removes them, unless it is killed
         self._ready = asyncio.Event()
         self._stopping = False
         self._watcher = asyncio.get_running_loop().create_task(
@@ -79,7 +81,9 @@ class Relay:
                 ours.close()
                 raise CarrierFailed(reason=str(error)) from error
         reader, writer = await asyncio.open_connection(sock=ours, limit=control.MAX_LINE)
-        relay = cls(running, reader, writer, on_event)
+        is_source = start.role is control.Role.SOURCE
+        made = [Path(path) for path in start.services.values()] if is_source else []
+        relay = cls(running, reader, writer, on_event, made)
         try:
             async with asyncio.timeout(START_S):
                 await relay._send(start)
@@ -158,6 +162,8 @@ class Relay:
             async with asyncio.timeout(STOP_S):  # what it said before is still in the socket
                 await talk
         self._writer.close()
+        for path in self._made:
+            path.unlink(missing_ok=True)
         if status != 0 and not self.failure and not self._stopping:
             tail = self._process.log_tail(_LOG_LINES)
             how = f"by signal {-status}" if status and status < 0 else f"with status {status}"

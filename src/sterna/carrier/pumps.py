@@ -27,7 +27,7 @@ from sterna.errors.carrier import BadBlock, LinkClosed, StreamReset
 READ_BYTES = 512 << 10  # of one message; a disk's largest request is cut in some
 _SMALL = 1024  # bytes; not worth compressing: a request, an answer
 _WORTH = 0.9  # of its size; a block that does not become smaller goes as it is
-_MAX_SKIP = 32  # blocks that go as they are after many that did not become smaller
+_SAMPLES, _SAMPLE_BYTES = 8, 1024  # of a message: what does not become smaller costs little
 _LEVEL = 1
 _LAST_WORDS_S = 2.0  # that the peer gets to take what QEMU said before it went
 PLAIN, PACKED = b"\0", b"\1"  # first byte of a message
@@ -79,6 +79,9 @@ class Pump:
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
 
+    def release(self) -> None:
+        """All threads have ended: what they shared may go."""
+
     def finish(self) -> None:
         """QEMU has closed its side, and all of it is on its way."""
         self.stream.finish()
@@ -119,6 +122,7 @@ class Pump:
             self._live -= 1
             is_last = not self._live
         if is_last:
+            self.release()
             self.sock.close()
             self._over(self)
 
@@ -159,25 +163,24 @@ class BytePump(Pump):
 
 
 class Squeeze:
-    """Makes messages; tries less and less often where trying does not help."""
+    """Makes messages of data: compressed if a look at parts of it says that this helps."""
 
     def __init__(self) -> None:
         self._compressor = zstandard.ZstdCompressor(level=_LEVEL)
-        self._skip = 0
-        self._left = 0  # messages that go as they are
 
     def message(self, data: memoryview) -> bytes:
-        if len(data) > _SMALL:
-            if self._left:
-                self._left -= 1
-            else:
-                packed = self._compressor.compress(data)
-                if len(packed) < len(data) * _WORTH:
-                    self._skip = 0
-                    return PACKED + packed
-                self._skip = min(2 * self._skip + 1, _MAX_SKIP)
-                self._left = self._skip
+        if len(data) > _SMALL and self._helps(self._sample(data)):
+            packed = self._compressor.compress(data)
+            if len(packed) < len(data) * _WORTH:
+                return PACKED + packed
         return b"".join((PLAIN, data))
+
+    def _helps(self, data: bytes) -> bool:
+        return len(self._compressor.compress(data)) < len(data) * _WORTH
+
+    def _sample(self, data: memoryview) -> bytes:
+        places = range(0, len(data), max(len(data) // _SAMPLES, _SAMPLE_BYTES))
+        return b"".join(data[place : place + _SAMPLE_BYTES] for place in places)
 
 
 def opened(message: Buffer, loosen: zstandard.ZstdDecompressor) -> Buffer:
