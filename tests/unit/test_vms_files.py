@@ -19,7 +19,7 @@ from sterna.model.vm import Disk, Ownership, OwnershipState, VMRecord, VMSpec
 from sterna.qemu import image
 from sterna.vms import volumes
 from sterna.vms.machine import VM
-from sterna.vms.mend import clear_files
+from sterna.vms.mend import clear_departed, clear_files
 from sterna.vms.service import VMs
 
 BASE = Volume(pool="one", volume="debian.qcow2")
@@ -71,6 +71,22 @@ def test_what_a_vm_that_left_is_yet_to_leave_is_no_disk(vms: VMs) -> None:
     known(vms, record("web", OwnershipState.RELEASED, departing=(TOP,)))
     with pytest.raises(VolumeRefused, match="left it behind"):
         vms.require_unused(spec_on(TOP))
+
+
+def test_files_that_a_vm_left_behind_hold_their_pool_until_all_of_them_are_cleared(
+    vms: VMs, tmp_path: Path
+) -> None:
+    gone = record("web", OwnershipState.RELEASED, departing=(TOP,), leaving=(BASE,))
+    vm = known(vms, gone)
+    asyncio.run(vms.kept.intend("web", vm.id, [BASE], "storage move", 1))
+    assert vms.users_of_pool("one") == ["web"]
+    asyncio.run(clear_departed(vm, vms.launcher.pools, vms.kept))
+    assert (vm.record.made, vm.record.departing, vm.record.leaving) == ((), (), ())
+    (copy,) = vms.kept.list()
+    assert copy.files[0].was == BASE
+    assert not (tmp_path / "one" / TOP.volume).exists()
+    asyncio.run(vms.kept.discard(copy.id))
+    assert vms.users_of_pool("one") == []
 
 
 def test_a_template_that_was_made_for_one_stays_while_another_rests_on_it(

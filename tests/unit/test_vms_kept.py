@@ -69,6 +69,35 @@ def test_a_wish_that_was_half_carried_out_is_finished(tmp_path, pools):
     assert here(tmp_path) == {file.now for file in kept.list()[0].files}
 
 
+def test_a_later_move_does_not_take_back_what_an_earlier_one_wished(tmp_path, pools):
+    leaving = [DISK]
+    kept = Kept(tmp_path / "kept", pools, leaving_of=lambda _vm: leaving)
+    asyncio.run(kept.intend("web", "id-1", [DISK], "storage move", 1))
+    asyncio.run(kept.intend("web", "id-1", [OTHER], "moved", 1))
+    asyncio.run(kept.forsake("id-1"))  # the second move failed
+    asyncio.run(kept.clear("id-1", [DISK]))
+    leaving.clear()
+    asyncio.run(kept.forsake("id-1"))
+    (copy,) = kept.list()
+    assert copy.label == "storage move"
+    assert here(tmp_path) == {copy.files[0].now, OTHER.volume}
+
+
+def test_a_wish_stays_open_while_a_pool_of_its_files_is_away(tmp_path, pools):
+    away = Volume(pool="two", volume="web-vdc.raw")
+    asyncio.run(pools.create(Pool(name="two", path=str(tmp_path / "two"))))
+    (tmp_path / "two" / away.volume).write_text("c")
+    kept = Kept(tmp_path / "kept", pools, leaving_of=lambda _vm: [DISK, away])
+    asyncio.run(kept.intend("web", "id-1", [DISK, away], "moved", 1))
+    (tmp_path / "two").rename(tmp_path / "unmounted")
+    asyncio.run(kept.clear("id-1", [DISK]))
+    assert kept.list() == []
+    (tmp_path / "unmounted").rename(tmp_path / "two")
+    asyncio.run(kept.clear("id-1", [away]))
+    (copy,) = kept.list()
+    assert (tmp_path / "two" / copy.files[1].now).read_text() == "c"
+
+
 def test_a_wish_that_is_taken_back_keeps_nothing(tmp_path, pools):
     kept = kept_in(tmp_path, pools)
     asyncio.run(kept.intend("web", "id-1", [DISK], "moved", 1))

@@ -65,6 +65,7 @@ class Kept:
 
     `used_but_by`: the files that all VMs but that of this id have or rest on. None of them is ever
     renamed or deleted here, whoever asks: a template that a move made may be shared by now.
+    `leaving_of`: the files that a VM has given up for good and that are not gone yet.
     """
 
     def __init__(
@@ -72,9 +73,11 @@ class Kept:
         directory: Path,
         pools: Pools,
         used_but_by: Callable[[str], Collection[Volume]] = lambda _vm_id: (),
+        leaving_of: Callable[[str], Collection[Volume]] = lambda _vm_id: (),
     ) -> None:
         self.damaged: list[Damaged] = []
         self.used_but_by = used_but_by
+        self._leaving_of = leaving_of
         self._store = Store(directory, KeptCopy, key_of=lambda copy: copy.id)
         self._pools = pools
         self._copies: dict[str, KeptCopy] = {}
@@ -161,18 +164,27 @@ class Kept:
             await self._settle(copy, used)
 
     async def forsake(self, vm_id: str) -> None:
-        """Nothing of this VM leaves: its intentions are void."""
+        """Nothing more of this VM leaves: its intentions are void, but for what it has given up."""
+        leaving = set(self._leaving_of(vm_id))
         for copy in list(self._copies.values()):
-            if copy.vm_id == vm_id and copy.is_intended:
+            is_open = any(file.was in leaving for file in copy.files)
+            if copy.vm_id == vm_id and copy.is_intended and not is_open:
                 await self._store.delete(copy.id)
                 del self._copies[copy.id]
 
     async def _settle(self, copy: KeptCopy, used: Collection[Volume]) -> None:
-        """Say that the renames are through, unless a file has its old name yet: QEMU has it open."""
+        """Say that the renames are through, unless a file has its old name yet, or may have.
+
+        QEMU has it open, or its pool is away.
+        """
         places = [file.was for file in copy.files if file.was not in used]
 
         def is_there(place: Volume) -> bool:
-            return self._pools.volume_path(place.pool, place.volume).exists()
+            try:
+                pool = self._pools.require(place.pool)
+            except SternaError:
+                return True  # nobody knows
+            return storage.volume_path(pool, place.volume).exists()
 
         if await asyncio.to_thread(lambda: any(map(is_there, places))):
             return

@@ -83,6 +83,18 @@ async def clear_files(vm: VM, pools: Pools, kept: Kept, used: Iterable[str] = ()
         await vm.write(made=rest_made, leaving=rest_leaving)
 
 
+async def clear_departed(vm: VM, pools: Pools, kept: Kept) -> None:
+    """What a VM that another host owns left here, of this move and of earlier steps.
+
+    Removed, or kept under another name. May be repeated. Raises PoolUnusable, StateNotWritten.
+    """
+    if vm.record.departing:
+        await kept.clear(vm.id, vm.record.departing)
+        await vm.write(departing=())
+    if vm.record.made or vm.record.leaving:
+        await clear_files(vm, pools, kept)
+
+
 def _node(volume: Volume) -> str:
     return node_name(volume.pool, volume.volume)
 

@@ -65,7 +65,9 @@ class VMs:
         self.config = config
         self.launcher = launcher
         self.runner = runner
-        self.kept = Kept(config.state_dir / "kept", launcher.pools, self._used_but_by)
+        self.kept = Kept(
+            config.state_dir / "kept", launcher.pools, self._used_but_by, self._leaving_of
+        )
         self.store: Store[VMRecord] = Store(config.state_dir / "vms", VMRecord)
         self.damaged: list[Damaged] = []
         self._vms: dict[str, VM] = {}
@@ -116,13 +118,24 @@ class VMs:
         return next((vm for vm in self._vms.values() if vm.is_here and vm.name == name), None)
 
     def users_of_pool(self, pool: str) -> list[str]:
-        """Names of the VMs with a file there, or of which copies are kept there."""
+        """Names of the VMs with a file there, or of which copies are kept there.
+
+        Also of those that have left but for a file that could not be removed yet.
+        """
+
+        def files(vm: VM) -> Iterator[Volume]:
+            if vm.is_here:
+                yield from chain.own_files(vm.record)
+            yield from (*vm.record.made, *vm.record.departing, *vm.record.leaving)
+
         using = {
-            vm.name
-            for vm in self._vms.values()
-            if vm.is_here and any(file.pool == pool for file in chain.own_files(vm.record))
+            vm.name for vm in self._vms.values() if any(file.pool == pool for file in files(vm))
         }
         return sorted(using.union(self.kept.users_of_pool(pool)))
+
+    def _leaving_of(self, vm_id: str) -> Sequence[Volume]:
+        vm = self._vms.get(vm_id)
+        return () if vm is None else vm.record.leaving
 
     def users_of_switch(self, switch: str) -> list[str]:
         """Names of the VMs plugged in there."""
