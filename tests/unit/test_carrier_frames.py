@@ -12,6 +12,7 @@ from sterna.carrier.frames import BadFrame, Hello
 from sterna.carrier.inbox import Inbox, Piece
 from sterna.carrier.outbox import Outbox
 
+MIB = 1 << 20
 KINDS = sorted(frames.NAMES)
 
 
@@ -233,9 +234,27 @@ def test_the_window_follows_the_rate_of_the_reader():
                 number += 1
             sent = 0
             outbox.blocked = True
-            outbox.acknowledge(number, 0)
-            outbox.adapt(0.1, 0.02)
+            outbox.acknowledge(number - 2, 2)
+            outbox.adapt(0.1, 0.02, 0.0)
         assert outbox.window == pytest.approx(max(rate * 0.07, frames.MIN_WINDOW), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "queue_s", "grows"), [(0, 0.0, True), (4, 0.0, False), (0, 0.1, False)]
+)
+def test_a_window_that_only_late_threads_fill_grows(ahead, queue_s, grows):
+    outbox = Outbox(2, None)
+    outbox.rate, before = 10e6, outbox.window
+    number = 1
+    for _ in range(20):
+        outbox.push(bytes(MIB))
+        while outbox.is_pending:
+            outbox.cut(100_000)
+            number += 1
+        outbox.acknowledge(number - ahead, ahead)
+        outbox.blocked = True
+        outbox.adapt(0.1, 0.0, queue_s)
+    assert (outbox.window > 4 * before) == grows
 
 
 def test_an_acknowledgement_of_what_was_never_sent_is_refused():

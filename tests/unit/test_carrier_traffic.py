@@ -109,7 +109,7 @@ class World:
         elif what == 2 and self.channels:
             self.stall()
         elif what == 3:
-            self.chance.choice(self.sides).tick(0.1, 0.01)
+            self.chance.choice(self.sides).tick(0.1, 0.01, 0.0)
         elif what == 4:
             side = self.chance.choice(self.sides)
             if len(side.streams) < 4:
@@ -137,7 +137,7 @@ class World:
                 for stream in side.streams.values():
                     stream.outbox.finishing = True
                 moves.append(self.read(number))
-                side.tick(0.1, 0.01)
+                side.tick(0.1, 0.01, 0.0)
             quiet = 0 if any(moves) else quiet + 1
 
     def carry(self, number: int, end: End) -> bool:

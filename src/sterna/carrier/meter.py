@@ -78,7 +78,8 @@ class Meter:
             self._settle(live, now)
             if now - self._adapted >= _ADAPT_S:
                 rtt_s = max((_rtt_us(channel) for channel in live), default=0) / 1e6
-                self._traffic.tick(now - self._adapted, rtt_s)
+                queue_s = max((_queue_us(channel) for channel in live), default=0) / 1e6
+                self._traffic.tick(now - self._adapted, rtt_s, queue_s)
                 self._adapted = now
 
     def stats(self, live: Collection[Channel], reasons: dict[int, str]) -> list[ChannelStats]:
@@ -160,6 +161,11 @@ def _wire(channel: Channel) -> tuple[int, int]:
         info.bytes_out + info.segments_out * headers,
         info.bytes_in + info.segments_in * headers,
     )
+
+
+def _queue_us(channel: Channel) -> int:
+    """By how much packets are late: they stand in a queue on the way."""
+    return max(0, channel.info.rtt_us - _rtt_us(channel)) if channel.info else 0
 
 
 def _rtt_us(channel: Channel) -> int:

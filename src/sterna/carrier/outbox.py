@@ -15,6 +15,7 @@ from sterna.carrier.frames import BadFrame
 AHEAD_S = 0.05  # work that the reader has before it, beside what the round trip takes
 _FIRST_WINDOW = 1 << 20  # bytes, until a rate is known
 _SLOWER = 0.3  # share of a lower sample in the rate
+_GROWTH, _DECAY = 1.5, 0.98  # of a window that nothing but itself holds back, in each `adapt`
 
 
 class Frame:
@@ -51,6 +52,7 @@ class Outbox:
         self._service = service
         self._messages: deque[memoryview] = deque()
         self._unacked: deque[Frame] = deque()
+        self._is_reader_late = False  # most of what is not consumed has arrived
         self._asked = 0  # cost of frames since the last ASK
         self._consumed = 0  # cost acknowledged since the last `adapt`
 
@@ -127,24 +129,30 @@ class Outbox:
             for carrier in frame.carriers:
                 carrier.flying.pop(frame, None)
         self._consumed += before - self.outstanding
+        self._is_reader_late |= ahead > 1 and 2 * ahead > len(self._unacked)
         return True
 
     def is_wanted(self, frame: Frame) -> bool:
         """Whether the peer may lack this frame."""
         return frame.number >= self.received
 
-    def adapt(self, seconds: float, rtt_s: float) -> None:
-        """Set the window by what was consumed in the last `seconds`."""
+    def adapt(self, seconds: float, rtt_s: float, queue_s: float) -> None:
+        """Set the window by what was consumed in the last `seconds`.
+
+        If neither the reader nor a queue in the network (`queue_s`) holds back what the window
+        holds back, it is the threads of a busy host that are late: the window grows.
+        """
         sample = self._consumed / seconds
         self._consumed = 0
         if sample > self.rate:
             self.rate = sample
         elif self.blocked:  # else there was not more to send
             self.rate += (sample - self.rate) * _SLOWER
-        self.blocked = False
-        if self.rate:
-            wanted = int(self.rate * (rtt_s + AHEAD_S))
-            self.window = min(max(wanted, frames.MIN_WINDOW), frames.MAX_WINDOW)
+        wanted = self.rate * (rtt_s + AHEAD_S) if self.rate else self.window
+        if not self._is_reader_late and queue_s < AHEAD_S / 2:
+            wanted = max(wanted, self.window * (_GROWTH if self.blocked else _DECAY))
+        self.window = min(max(int(wanted), frames.MIN_WINDOW), frames.MAX_WINDOW)
+        self.blocked = self._is_reader_late = False
 
     def clear(self) -> None:
         """Forget everything: nobody will read it."""

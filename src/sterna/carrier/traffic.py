@@ -252,10 +252,10 @@ class Traffic:
         self._notes.repeat(self.streams)
         self.wake()
 
-    def tick(self, seconds: float, rtt_s: float) -> None:
+    def tick(self, seconds: float, rtt_s: float, queue_s: float) -> None:
         """Some times a second: windows follow their readers, readers tell what they have used."""
         for stream in self.streams.values():
-            stream.outbox.adapt(seconds, rtt_s)
+            stream.outbox.adapt(seconds, rtt_s, queue_s)
             stream.inbox.remind()
             if stream.inbox.ack_due:
                 self._notes.acknowledge(stream)
