@@ -37,7 +37,6 @@ def store(cache_bytes: int) -> Rows:
     if not rows:
         return np.zeros((0, WORDS), np.uint64)
     memory = mmap.mmap(-1, rows * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint64).reshape(rows, WORDS)
 
 
