@@ -63,8 +63,22 @@ crashes: setup-dev ## daemons that end at every line that matters
 ui: setup-dev ## the command line on a real terminal
 	$(ROOT_PYTEST) -m ui tests/ui
 
+streams: setup-dev ## migration streams of QEMU 7.2 and 10 through the codec (minutes; downloads QEMU 10)
+	scripts/second-qemu .cache/second-qemu
+	$(ROOT) env STERNA_SECOND_QEMU=$(CURDIR)/.cache/second-qemu $(PYTEST) -p no:cacheprovider \
+		-m functional tests/functional/test_carrier_streams.py
+
+fuzz: setup-dev ## search for input that the codec does not survive (SECONDS=300 for each target)
+	test -x .cache/fuzz/bin/python || python3 -m venv .cache/fuzz
+	.cache/fuzz/bin/pip install -q "atheris>=3" numpy zstandard
+	for target in stream block; do \
+		PYTHONPATH=src .cache/fuzz/bin/python tests/fuzz/fuzz_codec.py $$target -max_len=20000 \
+			-rss_limit_mb=2000 -max_total_time=$(or $(SECONDS),300) || exit 1; \
+	done
+
 bench: setup-dev ## start of the command line; moves beside QEMU's own, virsh and qemu-img
 	$(BIN)/python bench/startup.py
+	$(BIN)/python bench/relay.py
 	$(ROOT) $(BIN)/python bench/pause.py --check
 	$(ROOT) $(BIN)/python bench/disks.py --check
 	$(ROOT) $(BIN)/python bench/carriers.py --quick --check

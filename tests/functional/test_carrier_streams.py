@@ -21,6 +21,7 @@ from sterna.qemu.session import Session
 
 pytestmark = pytest.mark.functional
 SECOND = Path(os.environ.get("STERNA_SECOND_QEMU", "/nonexistent"))  # see scripts/second-qemu
+HAS_SECOND = SECOND.exists()
 MEMORY_MIB = 192
 DIRTIED = "size_mb=48 rate_mb=5 pattern=touch fill=mixed"
 BANDWIDTH = 200_000_000  # bytes/s, so that there are rounds
@@ -69,7 +70,7 @@ class Running:
 
 @asynccontextmanager
 async def running(machine: Machine, folder: Path, disk: Path, *more: str) -> AsyncIterator[Running]:
-    folder.mkdir()
+    await asyncio.to_thread(folder.mkdir)
     argv = [*machine.argv(folder, disk), *more]
     process = await asyncio.to_thread(subprocess.Popen, argv)
     try:
@@ -139,7 +140,7 @@ async def test_a_move_through_the_codec_is_equal_and_the_guest_whole(
     name: str, tmp_path: Path
 ) -> None:
     case = CASES[name]
-    if (case.source.second or case.target.second) and not SECOND.exists():
+    if (case.source.second or case.target.second) and not HAS_SECOND:
         pytest.skip("there is no second QEMU: make streams")
     disks = [tmp_path / "source.qcow2", tmp_path / "target.qcow2"]
     for disk in disks:

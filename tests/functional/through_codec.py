@@ -100,9 +100,6 @@ class Relay:
             target(*arguments)
         except BaseException as error:  # noqa: BLE001 - the test shall see it
             self.failures.append(error)
-            import traceback
-
-            traceback.print_exc()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # of the end

@@ -190,7 +190,8 @@ class _Reader:
             raise BadBlock(reason="its plan is cut")
         turned = np.frombuffer(self._data[self._at : end], np.uint8).reshape(size, count)
         self._at = end
-        return np.ascontiguousarray(turned.T).view(kind).reshape(count)
+        taken: NDArray[Any] = np.ascontiguousarray(turned.T).view(kind).reshape(count)
+        return taken
 
     def finish(self) -> None:
         if self._at != len(self._data):

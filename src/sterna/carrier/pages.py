@@ -105,7 +105,7 @@ class Index:
         takes &= (there != keys[:, None] + 1).all(axis=1)
         ages = (least > 0) & may_replace & ((keys + self._turn) % _AGING == 0)
         self._worth[sets[ages], ways[ages]] -= 1
-        rows = np.where(takes, ways * self._sets + sets, -1)
+        rows: NDArray[np.int64] = np.where(takes, ways * self._sets + sets, -1)
         sets, ways = sets[takes], ways[takes]
         self._keys[sets, ways] = keys[takes] + 1
         self._worth[sets, ways] = 0
