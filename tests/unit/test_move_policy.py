@@ -238,3 +238,22 @@ def test_every_ladder_begins_with_half_of_the_pause_and_harms_more_with_each_run
         ranks = [(order.index(rung.kind), rung.amount) for rung in ladder]
         assert ranks == sorted(ranks)
         assert all(rung.amount <= 99 for rung in ladder)
+
+
+def test_one_slow_moment_does_not_stop_the_guest_with_much_left():
+    """Under a cap QEMU sees itself send in bursts. Its limit is a time, which it multiplies with
+    what it sees next: the full cap again.
+    """
+    asked = Policy("wait", 300)
+    for tick, observed in enumerate([25 * MB] * 10 + [MB // 10]):
+        decision = asked.look(
+            Measured(
+                time_s=tick / 10,
+                passes=1,
+                remaining=300 * MB,
+                sent=2 * MB * tick,
+                observed=observed,
+                final_rate=60 * MB,
+            )
+        )
+    assert decision.limit_ms / 1000 * 25 * MB <= 0.3 * 60 * MB

@@ -17,7 +17,7 @@ from sterna.errors import Failed, QEMULost, QEMUUnsupported, QMPError, SternaErr
 from sterna.model.reservation import CarrierKind, CarrierOffer, ReservationStatus
 from sterna.qemu.blocks import inet, nbd_node
 from sterna.qemu.nodes import Options
-from sterna.qemu.sockets import delivery_rate, sent_bytes
+from sterna.qemu.sockets import sent_bytes
 from sterna.vms.machine import VM
 
 UNLIMITED = 16 << 30  # bytes/s; QEMU's default would be 128 MiB/s
@@ -155,7 +155,6 @@ class Direct(Carriage):
         self._vm = vm
         self._host = host
         self._is_encrypted = is_encrypted
-        self._limit: int | None = None  # bytes/s, of QEMU
         self._opened: ReservationStatus | None = None
         self._has_key = False
 
@@ -180,15 +179,7 @@ class Direct(Carriage):
         address = f"[{opened.address}]" if ":" in opened.address else opened.address
         return f"tcp:{address}:{opened.port}"
 
-    @property
-    def final_rate(self) -> float | None:
-        """QEMU keeps its limit in the rounds only: what TCP has found the network to give."""
-        if not self._limit or self._opened is None or self._vm.process is None:
-            return None
-        return delivery_rate(self._vm.process.pid, self._opened.port) or None
-
     async def limit(self, bytes_s: int | None) -> None:
-        self._limit = bytes_s
         if self._opened is not None:
             with contextlib.suppress(VMLost, QEMULost):  # whoever moves it is told elsewhere
                 await self._vm.qmp.migrate_set_parameters(**{"max-bandwidth": bytes_s or UNLIMITED})

@@ -34,6 +34,7 @@ AIM = 0.6  # throttled so far that a round leaves so much of the one before
 MAX_ROUNDS = 100  # to think ahead
 ROUND_S = 0.25  # shorter rounds are judged together
 WINDOW_S = 1.0  # of the rate
+OBSERVED_S = 3.0  # of what QEMU saw
 EFFECT_ROUNDS, EFFECT_S = 4, 3.0  # QEMU throttles at every second round of more than a second
 RESCALE = 0.05  # a limit that differs by less is left as it is
 
@@ -153,6 +154,7 @@ class Policy:
         self._rung = 0
         self._throttle = 0
         self._samples: deque[tuple[float, int]] = deque()
+        self._observed: deque[tuple[float, float]] = deque()
         self._began: Measured | None = None  # as this round began
         self._synced: Measured  # just after the last sync: what a round has left
         self._was_down = False  # the link, in this round
@@ -198,6 +200,9 @@ class Policy:
         self._samples.append((m.time_s, m.sent))
         while self._samples[-1][0] - self._samples[0][0] > WINDOW_S:
             self._samples.popleft()
+        self._observed.append((m.time_s, m.observed))
+        while m.time_s - self._observed[0][0] > OBSERVED_S:
+            self._observed.popleft()
 
     def rate(self, m: Measured) -> float:
         """Bytes/s over the last second; of the last round if there is too little to measure."""
@@ -251,10 +256,15 @@ class Policy:
         return self._memory_ms(m, allowed_ms) / 1000 * self.final_rate(m)
 
     def _limit(self, m: Measured) -> int:
-        """QEMU's limit: milliseconds of the bandwidth that it sees, for the bytes that we mean."""
+        """QEMU's limit: milliseconds of the bandwidth that it sees, for the bytes that we mean.
+
+        What it sees jumps, and it multiplies at any moment: the most of late counts, because a limit
+        that is too small costs a round, and one that is too large a long pause.
+        """
         share = self._memory_ms(m, self.allowed_ms)
-        if m.final_rate and m.observed:
-            share *= m.final_rate / m.observed
+        most = max(observed for _, observed in self._observed)
+        if m.final_rate and most:
+            share *= m.final_rate / most
         return max(1, min(MAX_LIMIT_MS, round(share)))
 
     def _rest(self, m: Measured, goal: float) -> float | None:

@@ -22,7 +22,6 @@ from pathlib import Path
 
 _TCP_INFO_BYTES = 256  # struct tcp_info of linux/tcp.h, which only grows at its end
 _BYTES_ACKED = 120  # offset of tcpi_bytes_acked (RFC 4898), Linux 4.2
-_DELIVERY_RATE = 160  # of tcpi_delivery_rate, Linux 4.9
 _PIDFD_GETFD = 438  # Linux 5.6, the same number on every architecture
 
 
@@ -63,27 +62,8 @@ def sent_bytes(pid: int, ports: frozenset[int]) -> int:
         os.close(pidfd)
 
 
-def delivery_rate(pid: int, port: int) -> int:
-    """Bytes/s that TCP has found the way of `pid` to `port` to carry; 0 if there is none."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return 0
-    ports = frozenset({port})
-    try:
-        return max(
-            (_fact(pidfd, int(s.name), ports, _DELIVERY_RATE) for s in _sockets(pid)), default=0
-        )
-    finally:
-        os.close(pidfd)
-
-
 def _sent(pidfd: int, number: int, ports: frozenset[int]) -> int:
-    return _fact(pidfd, number, ports, _BYTES_ACKED)
-
-
-def _fact(pidfd: int, number: int, ports: frozenset[int], offset: int) -> int:
-    """A 64-bit field of struct tcp_info, of that descriptor if it is connected to one of `ports`."""
+    """Acknowledged on that descriptor, if it is connected to one of `ports`."""
     found = _taken(pidfd, number)
     if found is None:
         return 0
@@ -94,8 +74,8 @@ def _fact(pidfd: int, number: int, ports: frozenset[int], offset: int) -> int:
         except OSError:  # it listens, or has ended
             return 0
         facts = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-    field: int = struct.unpack_from("Q", facts, offset)[0]
-    return field
+    acknowledged: int = struct.unpack_from("Q", facts, _BYTES_ACKED)[0]
+    return acknowledged
 
 
 def _sockets(pid: int) -> list[Path]:
