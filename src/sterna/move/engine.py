@@ -18,7 +18,6 @@ from sterna.move import (
     seed,
 )
 from sterna.move.carriers import Choice
-from sterna.move.departure import remove_departed, tidy
 from sterna.move.journey import Move
 from sterna.move.limits import Limits
 from sterna.move.peer import Peer, Peers
@@ -27,8 +26,6 @@ from sterna.move.travel import Travel, measure, plan, shared_pools
 from sterna.operations.runner import Job
 from sterna.vms.machine import VM
 from sterna.vms.service import VMs
-
-__all__ = ["Moves", "remove_departed", "tidy"]
 
 
 class Moves:

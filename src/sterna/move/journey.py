@@ -144,8 +144,9 @@ class Move:
         if self.vm.record.ownership.state is OwnershipState.YIELDING:
             raise MoveUnknown(**names, operation=self.job.id) from error
         if self.vm.record.ownership.state is OwnershipState.RELEASED:
-            if isinstance(error, MemoryLost) or self.job.stopped_by == "shutdown":
-                return  # said already; or post-copy, which the next daemon goes on with
+            is_told = isinstance(error, (MemoryLost, MoveLeftovers))
+            if is_told or self.job.stopped_by == "shutdown":
+                return  # or post-copy, which the next daemon goes on with
             raise MoveLeftovers(
                 **names,
                 outcome=f"runs on {self.peer.name}",
@@ -385,7 +386,7 @@ class Move:
             lost = await self._follow() if self._is_postcopy else None
             self.job.phase = Phase.TIDY
             async with self.job.step("tidy") as step, self.report.phase(Phase.TIDY):
-                await tidy(vm, self.vms, self.job)
+                await tidy(vm, self.vms, self.job, has_failed=lost is not None)
                 step.say(f"nothing of {vm.name} is left on {self.vms.config.name}")
         if lost is not None:
             raise lost

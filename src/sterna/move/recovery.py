@@ -28,6 +28,7 @@ from sterna.errors import (
     HandoverFailed,
     MemoryLost,
     MoveFailed,
+    MoveLeftovers,
     QEMULost,
     QMPTimeout,
     SternaError,
@@ -37,7 +38,7 @@ from sterna.errors import (
 from sterna.model.move import Phase
 from sterna.model.operation import Operation
 from sterna.model.vm import OwnershipState
-from sterna.move import engine, handover, memory, postcopy, protocol
+from sterna.move import departure, handover, memory, postcopy, protocol
 from sterna.move.carriage import IN_KEY, forget_key
 from sterna.move.incoming import Incoming
 from sterna.move.peer import Peers
@@ -236,7 +237,7 @@ class Recovery:
                     pools = self._vms.launcher.pools
                     await handover.resolve(vm, lambda: self._peers.get(target), job, pools)
                     lost = await self._rest_of(vm, job)
-                    await engine.tidy(vm, self._vms, job)
+                    await departure.tidy(vm, self._vms, job, has_failed=lost is not None)
                     if lost is not None:
                         raise lost
             except HandoverFailed as error:
@@ -298,11 +299,18 @@ class Recovery:
             return
         if vm.process is not None:
             await vm.quit()
-        await engine.remove_departed(vm, self._vms)
+        left: MoveLeftovers | None = None
+        try:
+            await departure.remove_departed(vm, self._vms)
+        except SternaError as error:  # such as a pool that is away: the move has succeeded still
+            left = departure.left_behind(vm, self._vms.config.name, error)
+            log.warning("%s", left.message)
         if operation in self._open:
 
             async def work(job: Job) -> dict[str, Any]:
                 job.log(f"sternad restarted; {target} had taken {vm.name}")
+                if left is not None:
+                    raise left
                 return {"from": self._vms.config.name, "to": target}
 
             self._resume(operation, work)
@@ -313,6 +321,7 @@ class Recovery:
         vm.doing, vm.operation = f"sending memory to {target}", operation
 
         async def work(job: Job) -> dict[str, Any]:
+            has_failed = False
             job.log(
                 f"sternad restarted; the rest of the memory of {vm.name} follows it to {target}"
             )
@@ -323,10 +332,13 @@ class Recovery:
                     if vm.process is None:
                         raise await sender.tell_lost()
                     await sender.run()
+            except MemoryLost:
+                has_failed = True
+                raise
             finally:
                 vm.doing, vm.operation = "", ""
                 if job.stopped_by != "shutdown":
-                    await engine.tidy(vm, self._vms, job)
+                    await departure.tidy(vm, self._vms, job, has_failed=has_failed)
             return {"from": self._vms.config.name, "to": target}
 
         if operation in self._open:
