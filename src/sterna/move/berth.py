@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 
 from sterna.errors import (
     BaseDiffers,
@@ -20,6 +21,7 @@ from sterna.errors import (
     QMPError,
     SternaError,
     VMBusy,
+    VMDamaged,
     VMExists,
     VMNotOwned,
     VMWrongState,
@@ -45,11 +47,14 @@ log = logging.getLogger(__name__)
 
 
 class Berth:
-    """The places of this host for VMs that arrive."""
+    """The places of this host for VMs that arrive. `promised`: what has been admitted already."""
 
-    def __init__(self, vms: VMs, parts: Parts) -> None:
+    def __init__(
+        self, vms: VMs, parts: Parts, promised: Callable[[], Iterable[Reservation]] = tuple
+    ) -> None:
         self._vms = vms
         self._parts = parts
+        self._promised = promised
 
     @property
     def host(self) -> str:
@@ -77,6 +82,9 @@ class Berth:
     def _name(self, reservation: Reservation, _facts: HostFacts) -> None:
         """The VM, its name or a newer life of it must not be here."""
         spec = reservation.spec
+        for item in self._vms.damaged:
+            if item.key == spec.id:  # it may be this host's, or name files that are
+                raise VMDamaged(vm=spec.name, host=self.host, path=item.path, reason=item.reason)
         known = self._vms.by_id(spec.id)
         if known is not None and (known.doing or known.process is not None):
             raise VMBusy(
@@ -162,38 +170,54 @@ class Berth:
                 raise VolumeExists(path=path, pool=volume.pool, volume=volume.volume)
 
     def _room(self, reservation: Reservation, facts: HostFacts) -> None:
-        room: dict[str, int] = {}
-        places = {disk.name: disk.pool for disk in reservation.spec.disks}
-        mine = owner(reservation.spec.id, is_lasting=reservation.is_resumable)
-        for file in reservation.files:
-            lacking = file.allocated - self._parts.held(mine, file.place)
-            if lacking > 0 and not (file.is_base and self._is_here(file.place)):
-                room[file.place.pool] = room.get(file.place.pool, 0) + lacking
-        for mirror in reservation.mirrors:
-            pool = places[mirror.disk]
-            room[pool] = room.get(pool, 0) + int(mirror.allocated * GROWTH)
-        free = {item.pool.name: item.free for item in facts.pools}
-        for pool, needed in room.items():
-            if needed > free.get(pool, 0):
+        """Beside what is on its way already: a full pool stops the guests that run there."""
+        free = Counter({item.pool.name: item.free for item in facts.pools})
+        for other in self._promised():
+            free.subtract(self._lacking(other))
+        for pool, needed in self._lacking(reservation).items():
+            if needed > max(0, free[pool]):
                 raise NoRoom(
                     vm=reservation.spec.name,
                     pool=pool,
                     host=self.host,
                     needed=needed,
-                    free=free.get(pool, 0),
+                    free=max(0, free[pool]),
                 )
 
-    def _is_here(self, place: Volume) -> bool:
-        return self._vms.launcher.pools.volume_path(place.pool, place.volume).exists()
+    def _lacking(self, reservation: Reservation) -> dict[str, int]:
+        """Bytes of each pool that the VM will take, beyond what it takes now."""
+        room: Counter[str] = Counter()
+        mine = owner(reservation.spec.id, is_lasting=reservation.is_resumable)
+        for file in reservation.files:
+            held = self._parts.held(mine, file.place)
+            if self._blocks(file.place) is None:
+                room[file.place.pool] += max(0, file.allocated - held)
+        tops = self._tops(reservation)
+        for mirror in reservation.mirrors:
+            held = self._blocks(tops[mirror.disk]) or 0
+            room[tops[mirror.disk].pool] += max(0, int(mirror.allocated * GROWTH) - held)
+        return room
+
+    def _blocks(self, place: Volume) -> int | None:
+        """Bytes that a file takes here; None: it is not here."""
+        try:
+            found = self._vms.launcher.pools.volume_path(place.pool, place.volume).stat()
+        except OSError:
+            return None
+        return found.st_blocks * 512
 
     # ---- what is made ------------------------------------------------------------------------
 
     @staticmethod
-    def _wanted(reservation: Reservation) -> list[Volume]:
-        """The files that must not be here yet."""
-        tops = {
+    def _tops(reservation: Reservation) -> dict[str, Volume]:
+        return {
             disk.name: Volume(pool=disk.pool, volume=disk.volume) for disk in reservation.spec.disks
         }
+
+    @classmethod
+    def _wanted(cls, reservation: Reservation) -> list[Volume]:
+        """The files that must not be here yet."""
+        tops = cls._tops(reservation)
         return [
             *(file.place for file in reservation.files if not file.is_base),
             *(tops[mirror.disk] for mirror in reservation.mirrors),

@@ -36,6 +36,7 @@ from sterna.move.probe import Probes
 from sterna.move.writeback import write_back
 from sterna.operations.runner import Job
 from sterna.vms.machine import VM
+from sterna.vms.mend import clear_departed
 from sterna.vms.service import VMs
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class Incoming:
     def __init__(self, vms: VMs, gather: Callable[[], Awaitable[HostFacts]]) -> None:
         self._vms = vms
         self.parts = Parts(vms.launcher.pools, host=vms.config.name)
-        self._berth = Berth(vms, self.parts)
+        self._berth = Berth(vms, self.parts, self._undecided)
         self._gather = gather
         self._probes = Probes(vms.config.migration_address)
         self.on_arrival: Callable[[VM], None] = lambda _: None  # when a VM is ours and runs
@@ -106,6 +107,10 @@ class Incoming:
             if not arrival.decided.is_set() and arrival.reservation.live
         )
 
+    def _undecided(self) -> list[Reservation]:
+        arrivals = list(self._arrivals.values())  # at once: asked for by a thread
+        return [one.reservation for one in arrivals if not one.decided.is_set()]
+
     async def probe(self) -> Probe:
         """Await a source that wants to know how fast the link is."""
         probe, work = await self._probes.open()
@@ -118,8 +123,6 @@ class Incoming:
 
     async def check(self, reservation: Reservation) -> list[Check]:
         """What would be refused now, with its fix; nothing is reserved."""
-        facts = await self._gather()
-        problems = await asyncio.to_thread(lambda: list(self._berth.problems(reservation, facts)))
         return [
             Check(
                 id=problem.code,
@@ -127,8 +130,24 @@ class Incoming:
                 finding=problem.message,
                 fix=problem.advice,
             )
-            for problem in problems
+            for problem in await self._problems(reservation)
         ]
+
+    async def _problems(self, reservation: Reservation) -> list[SternaError]:
+        """All that stands in the way; files that a former life of the VM left here are not."""
+        former = self._vms.by_id(reservation.spec.id)
+        if (
+            former is not None
+            and former.record.ownership.state is OwnershipState.RELEASED
+            and former.process is None
+            and not former.doing
+        ):
+            try:
+                await clear_departed(former, self._vms.launcher.pools, self._vms.kept)
+            except SternaError as error:  # the new record would forget them
+                return [error]
+        facts = await self._gather()
+        return await asyncio.to_thread(lambda: list(self._berth.problems(reservation, facts)))
 
     async def reserve(self, reservation: Reservation) -> ReservationStatus:
         """Make ready for the VM, or refuse with nothing left here."""
@@ -193,10 +212,7 @@ class Incoming:
 
     async def _admit(self, reservation: Reservation) -> Arrival:
         """Take name and memory for the VM. Raises what stands in the way."""
-        facts = await self._gather()
-        for problem in await asyncio.to_thread(
-            lambda: list(self._berth.problems(reservation, facts))
-        ):
+        for problem in await self._problems(reservation):
             raise problem
         if reservation.operation in self._refused or reservation.operation in self._arrivals:
             raise TargetLost(target=self.host, reason="this reservation has been decided already")
