@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 
 from sterna.carrier.codec import Batch, Decoder, Encoder, pack, unpack
-from sterna.carrier.stream import Segment
+from sterna.carrier.segments import Segment
 
 CACHE_BYTES = 64 << 20
 WAIT_S = 60.0

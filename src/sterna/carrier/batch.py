@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sterna.carrier.pages import WORDS, Rows
-from sterna.carrier.stream import PAGE, STRIDES, Segment
+from sterna.carrier.segments import PAGE, STRIDES, Segment
 
 BATCH_BYTES = 4 << 20  # of stream that one batch stands for, at most
 

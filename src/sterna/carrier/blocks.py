@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sterna.carrier.batch import BATCH_BYTES, Batch, Content
 from sterna.carrier.frames import Buffer
 from sterna.carrier.pages import WORDS, Rows
-from sterna.carrier.stream import MAX_SEGMENTS, PAGE, STRIDES, Segment
+from sterna.carrier.segments import MAX_SEGMENTS, PAGE, STRIDES, Segment
 from sterna.errors.carrier import BadBlock
 
 VERSION = 1

@@ -19,7 +19,8 @@ from sterna.carrier.decoder import Decoder
 from sterna.carrier.frames import Buffer
 from sterna.carrier.measure import CodecStats
 from sterna.carrier.pages import Keys
-from sterna.carrier.stream import MAX_SEGMENTS, PAGE, PAGE_BITS, Parser, Segment, Segments
+from sterna.carrier.segments import MAX_SEGMENTS, PAGE, PAGE_BITS, Segment, Segments
+from sterna.carrier.stream import Parser
 from sterna.carrier.telling import Pages
 
 __all__ = ["BATCH_BYTES", "MAX_BLOCK", "CodecStats", "Decoder", "Encoder", "pack", "unpack"]

@@ -21,7 +21,7 @@ from sterna.carrier.batch import (
 )
 from sterna.carrier.frames import Buffer
 from sterna.carrier.pages import NONE, WORDS, Rows, store
-from sterna.carrier.stream import PAGE, STRIDES, Segment
+from sterna.carrier.segments import PAGE, STRIDES, Segment
 from sterna.errors.carrier import BadBlock
 
 _CHUNK = 128  # pages that are copied at once: they stay in a core's own cache

@@ -8,7 +8,7 @@ import numpy as np
 
 from sterna.carrier.batch import Batch, Content
 from sterna.carrier.blocks import HEAD, sizes
-from sterna.carrier.stream import PAGE, Segment
+from sterna.carrier.segments import PAGE, Segment
 
 KINDS = ("zero", "unchanged", "delta", "duplicate", "compressed", "raw", "other")
 

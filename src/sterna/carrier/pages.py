@@ -12,7 +12,7 @@ import mmap
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.carrier.stream import PAGE, PAGE_BITS
+from sterna.carrier.segments import PAGE, PAGE_BITS
 
 WORDS = PAGE // 8
 WAYS = 8  # rows in which a page may be
@@ -129,7 +129,7 @@ class Index:
         if not self.rows:
             return np.full(len(prints), -1, np.int64)
         places = prints % np.uint64(len(self._twins))
-        rows = self._twins[places].astype(np.int64)
+        rows: NDArray[np.int64] = self._twins[places].astype(np.int64)
         rows[self._checks[places] != (prints >> np.uint64(32)).astype(np.uint32)] = -1
         rows[rows == NONE] = -1
         return rows

@@ -12,83 +12,34 @@ address and flags, the block's name unless CONTINUE is set, and the page, or one
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import IntEnum
 from typing import TypeAlias
 
-import numpy as np
-
-PAGE = 4096
-RECORD = 8 + PAGE  # a page whose record says CONTINUE: the word and the page
-ZERO_RECORD = 9
-PAGE_BITS = 40  # of a key: page numbers below, the block's number above
-MAX_SEGMENTS = 1 << 15  # in one batch
+from sterna.carrier.segments import (
+    F_CONTINUE,
+    F_PAGE,
+    F_ZERO,
+    MAX_SEGMENTS,
+    PAGE,
+    PAGE_BITS,
+    RECORD,
+    ZERO_RECORD,
+    Segment,
+    Segments,
+    pages_here,
+    zeros_here,
+)
 
 _MAGIC = b"QEVM"
 _EOF, _START, _PART, _END, _FULL, _SUB, _DESCRIPTION, _CONFIG, _COMMAND = range(9)
 _FOOTER = 0x7E
 _FLAGS = PAGE - 1
-_F_ZERO, _F_SIZES, _F_PAGE, _F_EOS, _F_CONTINUE, _F_XBZRLE = 2, 4, 8, 0x10, 0x20, 0x40
+_F_SIZES, _F_EOS, _F_XBZRLE = 4, 0x10, 0x40
 _F_HOOK, _F_COMPRESSED, _F_FLUSH = 0x80, 0x100, 0x200
 _NEXT = frozenset((_EOF, _START, _PART, _END, _FULL, _DESCRIPTION, _COMMAND))  # after a footer
 _SKIP_LIMIT = 64 << 20  # bytes of a description; a larger one is a wrong guess
 _BLOCKS = 1 << 12  # names that are told apart
 _TAIL = 64  # bytes that a search leaves for the next one, more than any pattern and its check
 _TRIES = 256  # places a search looks at before it lets the rest of the bytes go
-
-
-class Segment(IntEnum):
-    """What follows in the stream, `count` times."""
-
-    LITERAL = 0  # a byte
-    PAGES = 1  # a word and a page
-    ZEROS = 2  # a word and a zero byte
-    BARE = 3  # a page; its word and its block's name are literals
-
-
-STRIDES = np.array([1, RECORD, ZERO_RECORD, PAGE], np.int64)
-
-
-class Segments:
-    """What was found: kind, first byte, count, and for pages their key (of a run: its block's)."""
-
-    __slots__ = ("counts", "keys", "kinds", "starts")
-
-    def __init__(self) -> None:
-        self.kinds: list[int] = []
-        self.starts: list[int] = []
-        self.counts: list[int] = []
-        self.keys: list[int] = []
-
-    def add(self, kind: int, start: int, count: int, key: int = 0) -> None:
-        """Literals that follow each other become one."""
-        if kind == 0 and self.kinds and self.kinds[-1] == 0:
-            self.counts[-1] += count
-            return
-        self.kinds.append(kind)
-        self.starts.append(start)
-        self.counts.append(count)
-        self.keys.append(key)
-
-    def drop(self, told: int) -> None:
-        """Forget the bytes before `told`; of a record that is cut, the rest becomes a literal."""
-        at = 0
-        rest = 0
-        while at < len(self.kinds) and self.starts[at] < told:
-            start, count, stride = self.starts[at], self.counts[at], int(STRIDES[self.kinds[at]])
-            cut = min(count, -(-(told - start) // stride))
-            rest = max(0, start + cut * stride - told)
-            if cut < count:
-                self.starts[at] += cut * stride
-                self.counts[at] -= cut
-                break
-            at += 1
-        for column in (self.kinds, self.starts, self.counts, self.keys):
-            del column[:at]
-        if rest:
-            self.kinds.insert(0, Segment.LITERAL)
-            self.starts.insert(0, told)
-            self.counts.insert(0, rest)
-            self.keys.insert(0, 0)
 
 
 State: TypeAlias = "Callable[[bytearray, int, int, Segments], int]"
@@ -227,14 +178,14 @@ class Parser:
             low = data[at + 7]
             if data[at + 6] & 0xF:
                 break
-            if low == _F_PAGE | _F_CONTINUE:
-                count = _pages(data, at, end)
+            if low == F_PAGE | F_CONTINUE:
+                count = pages_here(data, at, end)
                 if not count:
                     return at
                 kinds.append(1)
                 size = count * RECORD
-            elif low == _F_ZERO | _F_CONTINUE and not data[at + 8]:
-                count = _zeros(data, at, end)
+            elif low == F_ZERO | F_CONTINUE and not data[at + 8]:
+                count = zeros_here(data, at, end)
                 kinds.append(2)
                 size = count * ZERO_RECORD
             else:
@@ -260,17 +211,17 @@ class Parser:
             following = self._listed
         elif flags in (_F_FLUSH, _F_HOOK) or (not flags and self._after_sizes):
             pass  # after the list, words may follow whose flags are zero: sizes, addresses
-        elif flags & ~_F_CONTINUE in (_F_PAGE, _F_ZERO, _F_XBZRLE, _F_COMPRESSED):
-            if not flags & _F_CONTINUE:
+        elif flags & ~F_CONTINUE in (F_PAGE, F_ZERO, _F_XBZRLE, _F_COMPRESSED):
+            if not flags & F_CONTINUE:
                 if end - at < 9 or end - at < 9 + data[at + 8]:
                     return at
                 size += 1 + data[at + 8]
                 self._name(bytes(data[at + 9 : at + size]))
-            body = _body(flags & ~_F_CONTINUE, data, at + size, end)
+            body = _body(flags & ~F_CONTINUE, data, at + size, end)
             if body < 0:
                 return at
             size += body
-            if flags & _F_PAGE:
+            if flags & F_PAGE:
                 self._bare = self._block | (word >> 12) & ((1 << PAGE_BITS) - 1)
                 following = self._page
         else:
@@ -313,15 +264,15 @@ class Parser:
 
 def _body(kind: int, data: bytearray, at: int, end: int) -> int:
     """Bytes of a record after its word and name; -1 if they are not all there. A page has none."""
-    if kind == _F_PAGE:
+    if kind == F_PAGE:
         return 0
-    if kind == _F_ZERO:
+    if kind == F_ZERO:
         size = 1
     elif kind == _F_XBZRLE:
         size = 3 + int.from_bytes(data[at + 1 : at + 3], "big") if end - at >= 3 else 3
     else:
         size = 4 + int.from_bytes(data[at : at + 4], "big") if end - at >= 4 else 4
-    if kind != _F_ZERO and size > 2 * PAGE + 4:
+    if kind != F_ZERO and size > 2 * PAGE + 4:
         return 0  # no page becomes larger by compression: we are lost, and will notice
     return size if end - at >= size else -1
 
@@ -346,55 +297,7 @@ def _like_a_record(data: bytearray, at: int) -> bool:
     word = int.from_bytes(data[at : at + 8], "big")
     if word >> 56:
         return False
-    if word & _FLAGS in (_F_PAGE, _F_ZERO):
+    if word & _FLAGS in (F_PAGE, F_ZERO):
         size = data[at + 8]
         return size > 0 and all(0x20 < byte < 0x7F for byte in data[at + 9 : at + 9 + min(size, 4)])
     return word & _FLAGS in (_F_EOS, _F_FLUSH) and word < PAGE
-
-
-def _pages(data: bytearray, at: int, end: int) -> int:
-    """How many complete records of pages follow each other here."""
-    limit = (end - at) // RECORD
-    count = 0
-    while count < limit:
-        if data[at + 7] != _F_PAGE | _F_CONTINUE or data[at + 6] & 0xF:
-            return count
-        count += 1
-        at += RECORD
-        if count == 6:
-            break
-    window = 32
-    while count < limit:
-        window = min(window * 4, limit - count)
-        words = np.ndarray((window,), "<u2", data, at + 6, (RECORD,))
-        other = (words & 0xFF0F) != (_F_PAGE | _F_CONTINUE) << 8
-        first = int(other.argmax())
-        if other[first]:
-            return count + first
-        count += window
-        at += window * RECORD
-    return count
-
-
-def _zeros(data: bytearray, at: int, end: int) -> int:
-    """How many records of zero pages follow each other here."""
-    limit = (end - at) // ZERO_RECORD
-    count = 0
-    while count < limit:
-        if data[at + 7] != _F_ZERO | _F_CONTINUE or data[at + 6] & 0xF or data[at + 8]:
-            return count
-        count += 1
-        at += ZERO_RECORD
-        if count == 6:
-            break
-    window = 32
-    while count < limit:
-        window = min(window * 4, limit - count)
-        words = np.ndarray((window,), "<u4", data, at + 5, (ZERO_RECORD,))
-        other = (words & 0xFFFF0F00) != (_F_ZERO | _F_CONTINUE) << 16
-        first = int(other.argmax())
-        if other[first]:
-            return count + first
-        count += window
-        at += window * ZERO_RECORD
-    return count

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sterna.carrier.batch import Content, overlapping, overlapping_words
 from sterna.carrier.pages import WORDS, Index, Keys, Rows, capacity, store
-from sterna.carrier.stream import RECORD
+from sterna.carrier.segments import RECORD
 
 _CHUNK = 128  # pages that are compared at once: they and their rows fit a core's own cache
 _SPARSE = 48  # words; more are told as a whole XOR
