@@ -79,6 +79,8 @@ class _Pace:
     @property
     def rate(self) -> float:
         """Bytes/s over the last samples."""
+        if not self.samples:
+            return 0.0
         (then, before), (last, after) = self.samples[0], self.samples[-1]
         return (after - before) / (last - then) if last > then else 0.0
 
