@@ -318,11 +318,12 @@ async def switch_over(qmp: Monitor, deadline_s: float, wanted: frozenset[str] = 
     On any failure the migration is torn down, so that the guest can be continued here; then raises
     Stalled.
     """
+    silence_s = max(PING_S, deadline_s - PING_S)  # QEMU's main loop waits for the last pages too
     try:
         with qmp.session.listen("MIGRATION") as events:
             async with asyncio.timeout(deadline_s):
                 await qmp.migrate_continue("pre-switchover")
-                while (status := await _next_status(events, qmp)) not in wanted:
+                while (status := await _next_status(events, qmp, silence_s)) not in wanted:
                     if status in ENDED:
                         info = await qmp.query_migrate()
                         raise Stalled(reason=info.error_desc or f"the last copy was {status}")
@@ -339,10 +340,10 @@ async def switch_over(qmp: Monitor, deadline_s: float, wanted: frozenset[str] = 
         raise
 
 
-async def _next_status(events: Events, qmp: Monitor) -> str:
+async def _next_status(events: Events, qmp: Monitor, silence_s: float) -> str:
     """The next status; a poll stands in for an event that was emitted before we listened."""
     try:
         event = await events.get(1.0)
     except TimeoutError:
-        return (await qmp.query_migrate(timeout_s=PING_S)).status
+        return (await qmp.query_migrate(timeout_s=silence_s)).status
     return str(event["data"]["status"])
