@@ -30,6 +30,7 @@ DISKS = Load(
     pool=LOCAL_POOL,
     formats=("qcow2", "raw"),
 )
+SLOW = {"disks": 200_000, "memory": 5_000_000}  # bytes/s: there is time to look
 PLAIN = [b"Linux version", b"QEVM"]  # what guest and stream say in the clear
 SNIFFER = """
 import json, socket, sys
@@ -210,13 +211,11 @@ def test_a_limit_is_kept_and_can_be_changed_on_the_way(lab, carrier):
 @pytest.mark.parametrize("end", ["a", "b"])
 def test_a_relay_that_dies_undoes_the_move_with_its_words_and_the_guest_goes_on(lab, end):
     a, b = lab.hosts
-    lab.shape(Network.MIGRATION, "40mbit")
     with traveller(lab, DISKS) as guest:
         for phase in ("disks", "memory"):
-            if phase == "memory":
-                lab.shape(Network.MIGRATION, "400mbit")
-            wishes = {"bandwidth": 12_000_000} if phase == "memory" else {}
-            operation = guest.move(a, b, carrier="compression", disk_copy="mirror", **wishes)
+            operation = guest.move(
+                a, b, carrier="compression", disk_copy="mirror", bandwidth=SLOW[phase]
+            )
             wait_until(lambda: guest.phase_of(a, operation) == phase, f"it is in phase {phase}")  # noqa: B023
             path = f"/v1/operations/{operation['id']}"
             wait_until(lambda: a.client.get(path)["progress"].get("link") == "up", "it is up")  # noqa: B023
@@ -232,9 +231,10 @@ def test_a_relay_that_dies_undoes_the_move_with_its_words_and_the_guest_goes_on(
 @pytest.mark.parametrize("phase", ["disks", "memory"])
 def test_a_link_that_is_cut_for_a_while_is_waited_for_and_the_move_goes_on(lab, phase):
     a, b = lab.hosts
-    lab.shape(Network.MIGRATION, "80mbit")
     with traveller(lab, DISKS) as guest:
-        operation = guest.move(a, b, carrier="compression", disk_copy="mirror")
+        operation = guest.move(
+            a, b, carrier="compression", disk_copy="mirror", bandwidth=SLOW[phase]
+        )
         path = f"/v1/operations/{operation['id']}"
         wait_until(lambda: guest.phase_of(a, operation) == phase, f"it is in phase {phase}")
         wait_until(lambda: a.client.get(path)["progress"].get("link") == "up", "the link is up")
@@ -243,7 +243,7 @@ def test_a_link_that_is_cut_for_a_while_is_waited_for_and_the_move_goes_on(lab, 
         time.sleep(8)
         assert a.client.get(path)["state"] == "running"
         lab.restore(b.name, Network.MIGRATION)
-        lab.shape(Network.MIGRATION, None)
+        a.client.patch(path, {"bandwidth": "none"})
         done = guest.ended(a, operation)
         assert done["state"] == "succeeded", done["error"]
         guest.must_run_once_on(b)
