@@ -7,6 +7,7 @@ import re
 from sterna.errors import BadSize
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+LARGEST = 1 << 63  # bytes: files and QEMU count up to there
 
 _SCALE = {
     "": 1, "b": 1,
@@ -29,6 +30,8 @@ def parse_size(value: object) -> int:
     scale = _SCALE.get(unit.lower())
     if scale is None:
         raise BadSize(value=value, reason=f"the unit {unit} is not known")
+    if float(number) * scale >= LARGEST:
+        raise BadSize(value=value, reason="it must be less than 8 EiB")
     size = int(float(number) * scale) if "." in number else int(number) * scale
     if size <= 0:
         raise BadSize(value=value, reason="it must be more than zero")

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from sterna.errors import BadSpec
 from sterna.model import edge
 from sterna.model.host import Pool, Switch
-from sterna.model.move import MoveWishes
+from sterna.model.move import MoveWishes, StorageWishes
+from sterna.model.reservation import (
+    Endpoint,
+    Known,
+    Probe,
+    Rejoin,
+    Reservation,
+    ReservationStatus,
+    Take,
+)
 from sterna.model.vm import (
     NIC,
     DirectBoot,
@@ -137,12 +146,82 @@ def test_a_bad_vm_gets_one_clear_sentence(data, words):
         (Switch, {"name": "lan", "bridge": "a-very-long-bridge-name"}, "at most 15"),
         (MoveWishes, {"target": "b", "max_downtime_ms": 0}, "between 1 and 2000000"),
         (MoveWishes, {"target": "b", "deadline_s": -1}, "more than zero"),
+        (MoveWishes, {"target": "b", "deadline_s": float("nan")}, "deadline_s is nan"),
+        (MoveWishes, {"target": "b", "keep_days": float("nan")}, "keep_days is nan"),
+        (MoveWishes, {"target": "b", "keep_days": float("inf")}, "keep_days is inf"),
+        (MoveWishes, {"target": "b", "keep_days": 36501}, "36500 at most"),
+        (StorageWishes, {"pool": "p", "keep_days": float("nan")}, "keep_days is nan"),
+        (MoveWishes, {"target": "b", "bandwidth": "9" * 400 + ".5G"}, "less than 8 EiB"),
+        (MoveWishes, {"target": "b", "bandwidth": 1 << 63}, "less than 8 EiB"),
+        (Take, {"vm_id": "id-web", "epoch": 0}, "epoch is 0"),
+        (Take, {"vm_id": "", "epoch": 1}, "is not the id of a VM"),
+        (Take, {"vm_id": "id-web", "epoch": "many"}, "epoch: "),
+        (Rejoin, {"vm_id": "../web", "epoch": 1}, "is not the id of a VM"),
+        (Known, {"state": "mine", "epoch": 1}, "state"),
+        (Known, {"state": "", "epoch": -1}, "epoch is -1"),
+        (Endpoint, {"address": "::1", "port": 65536}, "port is 65536"),
+        (Probe, {"port": -1}, "port is -1"),
+        (ReservationStatus, {"operation": "o", "state": "owned", "port": 1 << 20}, "port is"),
         (MoveWishes, {"target": "b", "bandwidth": "0"}, "more than zero"),
         (MoveWishes, {"target": "b", "live": True}, "unknown field 'live'"),
     ],
 )
 def test_other_requests_too(cls, data, words):
     assert words in refusal(cls, data)
+
+
+RESERVATION = {
+    "operation": "op-1",
+    "epoch": 2,
+    "source": "hv-a",
+    "spec": {
+        "name": "web",
+        "id": "id-web",
+        "disks": [{"name": "vda", "pool": "one", "volume": "web.qcow2"}],
+    },
+    "live": True,
+    "paused": False,
+    "accel": "kvm",
+    "nvram": "AAAA",
+    "files": [{"place": {"pool": "one", "volume": "base.raw"}, "size": 5}],
+    "mirrors": [{"disk": "vda", "size": 1}],
+}
+BASE_FILE = RESERVATION["files"][0]
+SPEC = RESERVATION["spec"]
+
+
+def test_a_reservation_that_makes_sense_is_taken():
+    assert edge.parse(Reservation, RESERVATION, "spec").mirrors[0].disk == "vda"
+    edge.parse(Reservation, RESERVATION | {"operation": ""}, "spec")  # only a question
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"epoch": -3}, "epoch is -3"),
+        ({"epoch": 1 << 63}, "epoch is"),
+        ({"operation": "../op"}, "is not the id of an operation"),
+        ({"operation": "o" * 65}, "is not the id of an operation"),
+        ({"source": ""}, "not the name of a host"),
+        ({"grace_s": float("nan")}, "grace_s is nan"),
+        ({"grace_s": float("inf")}, "grace_s is inf"),
+        ({"nvram": "no base 64"}, "nvram is not base64"),
+        ({"live": False}, "there are mirrors, and the VM is off"),
+        ({"spec": SPEC | {"id": ""}}, "'' is not the id of a VM"),
+        ({"spec": SPEC | {"disks": [{"name": "vda", "pool": "one"}]}}, "vda has no volume"),
+        ({"mirrors": [{"disk": "vdb", "size": 1}]}, "mirror of 'vdb'"),
+        ({"mirrors": [{"disk": "vda", "size": -1}]}, "size is -1"),
+        ({"mirrors": [{"disk": "vda", "size": 1}] * 2}, "one/web.qcow2 is to be made 2 times"),
+        ({"files": [BASE_FILE] * 2}, "one/base.raw is to be made 2 times"),
+        ({"files": [BASE_FILE | {"size": 1 << 80}]}, "size"),
+        ({"files": [BASE_FILE | {"allocated": -5}]}, "allocated is -5"),
+        ({"files": [{"place": {"pool": "one", "volume": ""}, "size": 0}]}, "has no name"),
+        ({"files": [BASE_FILE] * 20000}, "20000 files"),
+        ({"carrier": {"cache_bytes": -1}}, "cache_bytes is -1"),
+    ],
+)
+def test_a_reservation_that_makes_none_is_refused_at_the_door(changes, words):
+    assert words in refusal(Reservation, RESERVATION | changes)
 
 
 def test_more_than_one_mistake_is_counted():

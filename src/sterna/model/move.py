@@ -14,6 +14,8 @@ from sterna.units import parse_size
 
 DEFAULT_MAX_DOWNTIME_MS = 300  # a pause that few protocols and no person notices
 DEFAULT_KEEP_DAYS = 7.0  # a week shows whether all went well
+LONGEST_DAYS = 36500.0  # a century; the calendar ends, too
+LONGEST_DEADLINE_S = 31_536_000.0  # a year
 DEFAULT_PARALLEL_DISKS = 2  # more only make the storage of both sides seek
 
 
@@ -81,8 +83,8 @@ class MoveWishes:
 
     def __post_init__(self) -> None:
         _require_downtime(self.max_downtime_ms)
-        if self.deadline_s is not None and self.deadline_s <= 0:
-            raise ValueError(f"deadline_s is {self.deadline_s}; it must be more than zero")
+        if self.deadline_s is not None:
+            _require_seconds("deadline_s", self.deadline_s, LONGEST_DEADLINE_S)
         if self.on_stall == "postcopy" and self.carrier == "compression":
             raise ValueError(
                 "on_stall postcopy goes with the carrier direct only: a relay cannot mend a "
@@ -141,8 +143,12 @@ def _require_downtime(ms: int) -> None:
 def _require_limits(parallel_disks: int, keep_days: float) -> None:
     if not 1 <= parallel_disks <= 64:
         raise ValueError(f"parallel_disks is {parallel_disks}; it must be between 1 and 64")
-    if keep_days <= 0:
-        raise ValueError(f"keep_days is {keep_days}; it must be more than zero")
+    _require_seconds("keep_days", keep_days, LONGEST_DAYS)
+
+
+def _require_seconds(what: str, value: float, most: float) -> None:
+    if not 0 < value <= most:  # NaN is nowhere
+        raise ValueError(f"{what} is {value}; it must be more than zero, and {most:.0f} at most")
 
 
 class Severity(StrEnum):

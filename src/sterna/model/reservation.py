@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from sterna.model.disk import STRICT, Checkpoint, StateFile, Volume
-from sterna.model.vm import OwnershipState, VMSpec
+from sterna.model.vm import ID, OwnershipState, VMSpec
+
+MAX_INT = 2**63 - 1  # of sizes and epochs: what files, QEMU and SQLite can count to
+MAX_PORT = 65535
+MAX_FILES = 16384
+MAX_MIRRORS = 256  # QEMU's block jobs of one VM
+MAX_CHANNELS = 64
+MAX_NVRAM = 64 << 20  # base64
+MAX_GRACE_S = 3600.0
+OPERATION = re.compile(r"[A-Za-z0-9-]{0,64}")
 
 CarrierKind = Literal["direct", "compression"]
 GIVEN_UP = "its source gave the move up"  # reason of a refusal that the source asked for
+
+
+def _within(what: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # NaN is nowhere
+        raise ValueError(f"{what} is {value}; it must be between {low} and {high}")
+
+
+def _at_most(what: str, items: Iterable[object], high: int) -> None:
+    if (count := len(tuple(items))) > high:
+        raise ValueError(f"there are {count} {what}; {high} are possible at most")
+
+
+def _require_id(vm_id: str) -> None:
+    if not ID.fullmatch(vm_id):
+        raise ValueError(f"{vm_id!r} is not the id of a VM")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +56,12 @@ class FileOffer:
     allocated: int = 0  # bytes that it takes on the source's storage
     is_base: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.place.volume:
+            raise ValueError("its file has no name")
+        _within("size", self.size, 0, MAX_INT)
+        _within("allocated", self.allocated, 0, MAX_INT)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MirrorOffer:
@@ -39,6 +74,10 @@ class MirrorOffer:
     allocated: int = 0  # bytes of the image on the source's storage
     bitmaps: tuple[str, ...] = ()  # persistent dirty bitmaps, which QEMU carries along
 
+    def __post_init__(self) -> None:
+        _within("size", self.size, 0, MAX_INT)
+        _within("allocated", self.allocated, 0, MAX_INT)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
@@ -49,6 +88,9 @@ class Endpoint:
     address: str
     port: int
 
+    def __post_init__(self) -> None:
+        _within("port", self.port, 1, MAX_PORT)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
@@ -57,6 +99,9 @@ class Probe:
     address: str = ""
     port: int = 0  # 0: not now
     token: str = field(default="", repr=False)  # hexadecimal, sent first
+
+    def __post_init__(self) -> None:
+        _within("port", self.port, 0, MAX_PORT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +114,9 @@ class CarrierOffer:
     encrypted: bool = False  # direct: QEMU's own TLS; a relay's link always is
     certificate: str = ""
     cache_bytes: int = 0  # that the source's relay may remember of pages
+
+    def __post_init__(self) -> None:
+        _within("cache_bytes", self.cache_bytes, 0, MAX_INT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +131,10 @@ class CarrierReady:
     endpoints: tuple[Endpoint, ...] = ()  # of the link's channels
     cache_bytes: int = 0  # what both relays shall remember at most: the smaller wish
 
+    def __post_init__(self) -> None:
+        _within("cache_bytes", self.cache_bytes, 0, MAX_INT)
+        _at_most("endpoints", self.endpoints, MAX_CHANNELS)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reservation:
@@ -90,7 +142,7 @@ class Reservation:
 
     __pydantic_config__ = STRICT
 
-    operation: str
+    operation: str  # empty: only a question
     epoch: int  # that the target will own
     source: str  # name of the host that owns it now
     spec: VMSpec  # of the running VM: the target builds the same machine
@@ -110,6 +162,43 @@ class Reservation:
     carrier: CarrierOffer = CarrierOffer()  # of a VM that runs
     grace_s: float = 30.0  # the source may be silent for so long and come back
     seeded: bool = False  # the disks were frozen for this move; another try goes on with the files
+
+    def __post_init__(self) -> None:
+        _require_id(self.spec.id)
+        if not OPERATION.fullmatch(self.operation):
+            raise ValueError(f"{self.operation!r} is not the id of an operation")
+        if not self.source.isprintable() or not self.source:
+            raise ValueError(f"source is {self.source!r}, which is not the name of a host")
+        _within("epoch", self.epoch, 1, MAX_INT)
+        _within("grace_s", self.grace_s, 0, MAX_GRACE_S)
+        _at_most("files", self.files, MAX_FILES)
+        _at_most("mirrors", self.mirrors, MAX_MIRRORS)
+        self._require_nvram()
+        self._require_places()
+
+    def _require_nvram(self) -> None:
+        _within("length of nvram", len(self.nvram), 0, MAX_NVRAM)
+        try:
+            base64.b64decode(self.nvram, validate=True)
+        except binascii.Error as error:
+            raise ValueError("nvram is not base64") from error
+
+    def _require_places(self) -> None:
+        """Each disk is a file, and no file is to be made twice."""
+        disks = {disk.name: disk for disk in self.spec.disks}
+        for disk in disks.values():
+            if not disk.volume:
+                raise ValueError(f"disk {disk.name} has no volume")
+        if self.mirrors and not self.live:
+            raise ValueError("there are mirrors, and the VM is off")
+        places = [file.place for file in self.files]
+        for mirror in self.mirrors:
+            if (top := disks.get(mirror.disk)) is None:
+                raise ValueError(f"there is a mirror of {mirror.disk!r}, which the VM has not")
+            places.append(Volume(pool=top.pool, volume=top.volume))
+        for place, count in Counter(places).items():
+            if count > 1:
+                raise ValueError(f"{place} is to be made {count} times")
 
     @property
     def is_resumable(self) -> bool:
@@ -133,6 +222,10 @@ class ReservationStatus:
     parts_ms: dict[str, float] | None = None  # the same in parts
     warnings: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        _within("port", self.port, 0, MAX_PORT)
+        _within("nbd_port", self.nbd_port, 0, MAX_PORT)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejoin:
@@ -143,6 +236,10 @@ class Rejoin:
     vm_id: str
     epoch: int
     has_pages: bool = True
+
+    def __post_init__(self) -> None:
+        _require_id(self.vm_id)
+        _within("epoch", self.epoch, 1, MAX_INT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +253,9 @@ class Rejoined:
     address: str = ""
     port: int = 0
 
+    def __post_init__(self) -> None:
+        _within("port", self.port, 0, MAX_PORT)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Take:
@@ -165,6 +265,23 @@ class Take:
 
     vm_id: str
     epoch: int
+
+    def __post_init__(self) -> None:
+        _require_id(self.vm_id)
+        _within("epoch", self.epoch, 1, MAX_INT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """Any host to another: what it durably knows of the ownership of a VM."""
+
+    __pydantic_config__ = STRICT
+
+    state: OwnershipState | Literal[""]  # empty: nothing
+    epoch: int
+
+    def __post_init__(self) -> None:
+        _within("epoch", self.epoch, 0, MAX_INT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,7 +43,6 @@ log = logging.getLogger(__name__)
 
 LEASE_S = 30.0  # at least; the source asks twice a second
 LEASE_GRACES = 2
-MAX_GRACE_S = 3600.0
 LOADED_S = 5.0  # the source says completed when QEMU here is just about to
 LOADED_POSTCOPY_S = 30.0  # it only says that it has sent; a slow link has it still
 LOOK_S = 0.01  # for what no event tells, while the guest stands still
@@ -77,7 +76,7 @@ class Arrival:
     @property
     def lease_s(self) -> float:
         """Longer than its source waits for a link or for us: it must be the first to give up."""
-        return max(LEASE_S, min(self.reservation.grace_s, MAX_GRACE_S) * LEASE_GRACES)
+        return max(LEASE_S, self.reservation.grace_s * LEASE_GRACES)
 
 
 class Incoming:

@@ -18,6 +18,7 @@ from sterna.model.host import HostFacts
 from sterna.model.move import Check
 from sterna.model.reservation import (
     FileCheck,
+    Known,
     Probe,
     Rejoin,
     Rejoined,
@@ -91,7 +92,7 @@ class Peer:
             answer = await self._ask("GET", path, timeout_s=PROBE_S)
         except SternaError:
             return False
-        return bool(answer["answers"])
+        return isinstance(answer, dict) and answer.get("answers") is True
 
     async def take(self, operation: str, vm_id: str, epoch: int) -> ReservationStatus:
         """Tell it to own and run the VM. May be repeated: the answer stays the same."""
@@ -115,7 +116,8 @@ class Peer:
     async def standing(self, vm_id: str) -> tuple[OwnershipState | None, int]:
         """What it durably knows of that VM: (state, epoch)."""
         found = await self._ask("GET", f"/v1/peer/vms/{vm_id}")
-        return OwnershipState(found["state"]) if found["state"] else None, int(found["epoch"])
+        known = edge.parse(Known, found, f"answer of {self.name}")
+        return OwnershipState(known.state) if known.state else None, known.epoch
 
     async def fenced(self, vm_id: str, epoch: int, by: str) -> None:
         """Tell it that its ownership up to `epoch` was taken back; it has written so on return."""

@@ -24,12 +24,12 @@ from sterna.host import storage
 from sterna.host.registry import Pools
 from sterna.host.store import Damaged, Store
 from sterna.model.disk import STRICT, Volume
+from sterna.model.move import LONGEST_DAYS
 
 log = logging.getLogger(__name__)
 
 JANITOR_S = 3600.0  # days are what people ask for
 DAY_S = 86400.0
-LONGEST_DAYS = 36500.0  # a century; the calendar ends, too
 LONGEST_NAME = 200  # bytes of a former name within the new one
 
 

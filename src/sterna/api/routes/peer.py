@@ -31,6 +31,8 @@ async def probe(request: Request) -> dict[str, Any]:
 async def reserve(request: Request, body: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
     """Make ready for a VM of another host: its name, its room, its record."""
     reservation = edge.parse(Reservation, body, "reservation")
+    if not reservation.operation:
+        raise BadSpec(where="reservation", reason="operation is empty")
     answer = await request.app.state.services.incoming.reserve(reservation)
     return dict(edge.dump(answer))
 
@@ -70,9 +72,8 @@ async def refuse(
 ) -> dict[str, Any]:
     """Give the reservation up, unless the VM has been taken: then the answer says so."""
     incoming = request.app.state.services.incoming
-    answer = await incoming.refuse_asked(
-        operation, str(body.get("vm_id")), int(body.get("epoch", 0)), GIVEN_UP
-    )
+    wish = edge.parse(Take, body, "refusal")
+    answer = await incoming.refuse_asked(operation, wish.vm_id, wish.epoch, GIVEN_UP)
     return dict(edge.dump(answer))
 
 
