@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+from sterna import clock
 from sterna.errors import QMPError
 from sterna.qemu.commands import Monitor
 
@@ -30,3 +31,31 @@ async def measure(qmp: Monitor, seconds: int = WINDOW_S) -> int | None:
                 await asyncio.sleep(LOOK_S)
             return found.bytes_per_s
     return None
+
+
+class Pace:
+    """The same beside something that looks again and again: `look` never waits for the window.
+
+    Begun with the first round, when nothing slows the guest down yet.
+    """
+
+    def __init__(self, qmp: Monitor) -> None:
+        self.rate: int | None = None  # bytes/s
+        self._qmp = qmp
+        self._asked_at: float | None = None
+        self._has_ended = False
+
+    async def look(self) -> None:
+        """Begin, or see whether it is known now. Raises QMPTimeout, QEMULost."""
+        if self._has_ended:
+            return
+        try:
+            if self._asked_at is None:
+                self._asked_at = clock.monotonic()
+                await self._qmp.calc_dirty_rate(WINDOW_S)
+            elif clock.monotonic() - self._asked_at > WINDOW_S:
+                found = await self._qmp.query_dirty_rate()
+                self.rate = found.bytes_per_s
+                self._has_ended = not found.is_measuring
+        except QMPError:  # then without
+            self._has_ended = True

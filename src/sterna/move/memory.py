@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from sterna import clock
 from sterna.errors import NotConverging, QMPError, QMPTimeout, Stalled, SternaError
 from sterna.model.move import MemoryProgress, MoveWishes, Phase
-from sterna.move import policy
+from sterna.move import dirty, policy
 from sterna.move.policy import Action, Decision, Kind, Measured, Policy
 from sterna.qemu.commands import MigrationInfo, Monitor
 from sterna.qemu.session import Events
@@ -155,6 +155,7 @@ class _Rounds:
         self._began = self._moved = clock.monotonic()
         self._sampled = 0.0
         self._transferred = -1
+        self._pace = dirty.Pace(qmp)
         self._limit_ms = policy.first_limit(wishes.max_downtime_ms)
         self._action = ""
 
@@ -171,6 +172,7 @@ class _Rounds:
         self._require_progress(info, now)
         if info.status != "active":
             return info.status
+        await self._pace.look()
         measured = self._measured(info, now)
         if self._around.max_downtime_ms is not None:
             self._policy.aim(self._around.max_downtime_ms())
@@ -203,6 +205,7 @@ class _Rounds:
             throttle=info.throttle_percent,
             disks_ms=around.disks_ms(),
             is_link_down=around.is_link_down(),
+            dirty_rate=self._pace.rate,
         )
 
     def _tell(self, decision: Decision) -> None:

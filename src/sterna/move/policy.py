@@ -30,6 +30,8 @@ GAIN = 0.9  # a round has gained something if it leaves less than so much of the
 NO_END = 0.97  # rounds that shrink by less than this are not going to end
 TOO_LONG = {"pause": 1.0, "throttle": 6.0, "postcopy": 4.0}  # rest of the rounds, in first rounds
 NEAR = 1.5  # a deadline that is less than so many times the rest away
+FELT_MORE = 4  # percent; a rung that throttles by less more is passed over
+MEASURED_MOST = 85  # percent of throttle that a measurement may ask for at once
 AIM = 0.6  # throttled so far that a round leaves so much of the one before
 MAX_ROUNDS = 100  # to think ahead
 ROUND_S = 0.25  # shorter rounds are judged together
@@ -92,6 +94,7 @@ class Measured:
     throttle: int = 0  # percent, now
     disks_ms: float = 0.0  # that the mirrors will need while the guest stands still
     is_link_down: bool = False
+    dirty_rate: float | None = None  # bytes/s that the guest changes at its own pace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,7 +358,10 @@ class Policy:
                     return Action(kind=rung.kind, amount=self.allowed_ms, reason=reason)
                 continue
             if rung.kind is Kind.THROTTLE:
-                self._throttle = self._throttle_for(rung, last)
+                wanted = self._throttle_for(rung, m, last)
+                if wanted < self._throttle + FELT_MORE and self._upper is not None:
+                    continue
+                self._throttle = wanted
                 return Action(kind=rung.kind, amount=self._throttle, reason=reason)
             return Action(kind=rung.kind, reason=reason)
         return None
@@ -369,12 +375,20 @@ class Policy:
             return True
         return upper.kind is not Kind.PAUSE and last.shrink < NO_END
 
-    def _throttle_for(self, rung: Rung, last: _Round) -> int:
-        """At least what the rung says, and what the measured rates ask for, up to the next rung."""
+    def _throttle_for(self, rung: Rung, m: Measured, last: _Round) -> int:
+        """At least what the rung says, and what the measured rates ask for.
+
+        Rounds that leave all that the guest ever changes tell little of its pace: what was measured
+        of that beforehand spares rungs, each of which costs rounds.
+        """
         above = [r.amount for r in self._ladder[self._rung + 1 :] if r.kind is Kind.THROTTLE]
         held = self._throttle / 100
         needed = 100 * (1 - AIM / last.shrink * (1 - held)) if last.shrink else 0.0
-        return round(min(max(rung.amount, needed), above[0] if above else rung.amount))
+        found = round(min(max(rung.amount, needed), above[0] if above else rung.amount))
+        if m.dirty_rate:
+            needed = 100 * (1 - AIM * last.rate / m.dirty_rate)
+            found = max(found, round(min(needed, MEASURED_MOST)))
+        return found
 
 
 def differs(old_ms: int, new_ms: int) -> bool:
