@@ -71,7 +71,7 @@ class MemoryLost(Partial):
     """Post-copy broke for good. The VM is off on its target; its disks are whole."""
 
     code = "move.memory-lost"
-    text = "Memory of {vm} was lost on its way to {target}: {reason}. It is off there, its disks are whole."
+    text = "memory of {vm} was lost on its way to {target} ({reason}); it is off there, with whole disks"
     hint = "Boot it on the host that owns it: sterna vm start {vm}"
 
 
