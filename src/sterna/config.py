@@ -69,7 +69,7 @@ class Migration:
     reserve_memory: Size = 256 << 20  # bytes that moves never take from this host
     encryption: Literal["required", "off"] = "required"  # of QEMU's own connections
     limit: Size | None = None  # bytes/s that all moves away may use together; None: no limit
-    cache: Size = 128 << 20  # bytes of pages that a relay remembers, for each move and side
+    cache: Size = 1 << 30  # bytes of pages that a relay remembers, at most, a move and side
     grace: Annotated[float, Field(ge=1, le=3600)] = 30.0  # seconds that a link may be down
 
 

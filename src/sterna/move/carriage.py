@@ -13,7 +13,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from sterna.config import Config
 from sterna.errors import Failed, QEMULost, QEMUUnsupported, QMPError, SternaError, VMLost
+from sterna.host import inventory
 from sterna.model.reservation import CarrierKind, CarrierOffer, ReservationStatus
 from sterna.qemu.blocks import inet, nbd_node
 from sterna.qemu.nodes import Options
@@ -24,6 +26,7 @@ UNLIMITED = 16 << 30  # bytes/s; QEMU's default would be 128 MiB/s
 DISKS = "nbd"  # the service of a link that carries QEMU's disks
 OUT_KEY = "move-out"  # credentials of QEMU as a move's source
 IN_KEY = "move-in"  # and as its target
+CACHE_SHARE = 4  # of the memory that is free, a relay takes one part at most
 _KEY_USER = "qemu"  # the name that QEMU gives itself when it shows a pre-shared key
 
 
@@ -74,6 +77,14 @@ async def forget_key(vm: VM, name: str) -> None:
     with contextlib.suppress(VMLost, QEMULost):
         await vm.qmp.migrate_set_parameters(**{"tls-creds": ""})
         await vm.qmp.delete_object(name)
+
+
+def cache_bytes(settings: Config, guest: int) -> int:
+    """What a relay here may take for pages of a guest with so much memory. It is less than the
+    setting if the guest has less, and if this host has little to give.
+    """
+    free = inventory.memory().available
+    return max(0, min(settings.migration.cache, guest + guest // 128, free // CACHE_SHARE))
 
 
 class Carriage(abc.ABC):

@@ -17,7 +17,7 @@ from sterna.config import Config
 from sterna.errors import Failed
 from sterna.model.reservation import CarrierReady, Endpoint, Reservation, ReservationStatus
 from sterna.model.vm import OwnershipState
-from sterna.move.carriage import DISKS, IN_KEY, forget_key, use_key
+from sterna.move.carriage import DISKS, IN_KEY, cache_bytes, forget_key, use_key
 from sterna.qemu.sockets import listening_ports
 from sterna.security import pair
 from sterna.vms.machine import VM
@@ -125,10 +125,8 @@ class RelayedLanding(Landing):
         self._words = settings.run_dir / f"relay-{vm.id}.log"  # not QEMU's folder,
         # which is made anew meanwhile
         self._pair = pair.make()
-
-    @property
-    def _cache(self) -> int:
-        return min(self.settings.migration.cache, self.reservation.carrier.cache_bytes)
+        mine = cache_bytes(settings, reservation.spec.memory)
+        self._cache = min(mine, reservation.carrier.cache_bytes)
 
     async def prepare(self) -> None:
         return

@@ -22,7 +22,7 @@ from sterna.errors import CarrierFailed, Failed
 from sterna.model.move import ChannelProgress
 from sterna.model.reservation import CarrierKind, CarrierOffer, ReservationStatus
 from sterna.model.vm import OwnershipState
-from sterna.move.carriage import DISKS, Carriage, Direct
+from sterna.move.carriage import DISKS, Carriage, Direct, cache_bytes
 from sterna.qemu.blocks import nbd_node
 from sterna.qemu.nodes import Options
 from sterna.security import pair
@@ -60,6 +60,7 @@ class Relayed(Carriage):
         self._settings = settings
         self._say = say
         self._relay: Relay | None = None
+        self._cache = cache_bytes(settings, vm.record.spec.memory)
         self._pair = pair.make()
         self._limit: int | None = None
         self._last: Stats | None = None  # of a relay that has ended
@@ -71,7 +72,7 @@ class Relayed(Carriage):
         return CarrierOffer(
             kind=self.kind,
             certificate=self._pair.certificate,
-            cache_bytes=self._settings.migration.cache,
+            cache_bytes=self._cache,
         )
 
     async def start(self) -> None:
@@ -81,7 +82,7 @@ class Relayed(Carriage):
             certificate=self._pair.certificate,
             key=self._pair.key,
             services={name: str(path) for name, path in self._services.items()},
-            cache_bytes=migration.cache,
+            cache_bytes=self._cache,
             limit=self._limit,
             grace_s=migration.grace,
         )
