@@ -4,6 +4,7 @@ import asyncio
 import os
 import threading
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,6 +59,7 @@ class Ends:
     arriving: ArrivingFiles = field(init=False)
     puts: list[tuple[int, int]] = field(default_factory=list)
     breaks_after: int | None = None  # puts until the connection is gone
+    read_back: dict[int, asyncio.Event] = field(default_factory=lambda: defaultdict(asyncio.Event))
     hiccups: int = 0  # questions that are not answered
 
     async def begin(self) -> None:
@@ -135,13 +137,18 @@ class Ends:
     async def put(self, operation, n, chunk, blocks, data):
         self._hiccup()
         if self.breaks_after is not None and len(self.puts) >= self.breaks_after:
+            if n:  # the file before it goes through, however long that is read back
+                await self.read_back[n - 1].wait()
             raise HostUnreachable(peer=self.name, url="wire", reason="it broke")
         self.puts.append((n, chunk))
         await self.arriving.put(n, chunk, blocks, data)
 
     async def finish(self, operation, n, root):
         self._hiccup()
-        return await self.arriving.finish(n, root)
+        answer = await self.arriving.finish(n, root)
+        if answer.state == "same":
+            self.read_back[n].set()
+        return answer
 
 
 def flip(path: Path, offset: int) -> None:
