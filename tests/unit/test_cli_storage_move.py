@@ -69,6 +69,8 @@ def test_without_storage_the_argument_is_a_host(monkeypatch):
         ("host-b", "host-c"),
         ("--storage",),
         ("--storage", "fast", "cold"),
+        ("host-b", "--keep-for", "48h"),
+        ("--storage", "fast", "--keep-for", "48h"),
         ("--storage", "fast", "--deadline", "1m"),
         ("--storage", "fast", "--max-downtime", "1s"),
     ],

@@ -41,6 +41,14 @@ def test_large_disks_are_sown_and_small_ones_mirrored():
     )
 
 
+def test_disks_of_a_vm_that_is_off_cannot_be_sown_and_that_is_said():
+    wishes = MoveWishes(target="hv-b", disk_copy="seed")
+    found = travel.plan(RECORD, wishes, shared=frozenset(), is_live=False)
+    with pytest.raises(MoveRefused, match="it is off") as caught:
+        seed.choose(found, wishes, (), ROOM, is_live=False)
+    assert caught.value.advice == "Leave --disk-copy out"
+
+
 def test_what_was_asked_for_is_done():
     assert choose(GIB, disk_copy="seed")[0] is True
     assert choose(170 * GIB, disk_copy="mirror")[0] is False

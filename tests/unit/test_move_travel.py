@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sterna.checkpoint.create import make_overlay
-from sterna.errors import MoveRefused
+from sterna.errors import MoveRefused, VolumeMissing
 from sterna.host.registry import Pools
 from sterna.model.disk import Checkpoint, Image, StateFile, Volume
 from sterna.model.host import Pool
@@ -48,6 +48,16 @@ def test_two_disks_never_become_one_file(is_live: bool) -> None:
         "fast/root.qcow2",
         "slow/root.qcow2",
     ]
+
+
+@pytest.mark.parametrize("is_live", [False, True])
+def test_a_file_that_is_missing_is_named_and_what_to_do(tmp_path: Path, is_live: bool) -> None:
+    pools = Pools(tmp_path / "pools", host="a")
+    asyncio.run(pools.create(Pool(name="one", path=str(tmp_path / "one"))))
+    here = record(ONE)
+    with pytest.raises(VolumeMissing, match=r"one/root.qcow2, which web needs") as caught:
+        asyncio.run(measure(planned(here, is_live=is_live), here, pools, "a"))
+    assert caught.value.advice.endswith("sterna disk check web")
 
 
 def test_two_templates_of_one_name_are_not_taken_for_one() -> None:

@@ -83,7 +83,10 @@ def _places(context: click.Context, parameter: click.Parameter, incomplete: str)
     "--keep-source", is_flag=True, help="Keep the disks here, under another name: sterna disk kept."
 )
 @click.option(
-    "--keep-for", type=duration, metavar="DURATION", help="How long. Default: 168h, a week."
+    "--keep-for",
+    type=duration,
+    metavar="DURATION",
+    help="With --keep-source: how long. Default: 168h, a week.",
 )
 @click.option("--parallel-disks", type=int, metavar="N", help="Disks at a time. Default: 2.")
 @click.option(
@@ -163,6 +166,9 @@ def _storage(where: tuple[str, ...], wished: Mapping[str, Any]) -> dict[str, Any
 
 def _common(wished: Mapping[str, Any]) -> dict[str, Any]:
     keep = wished["keep_for"]
+    if keep is not None and not wished["keep_source"]:
+        problem = "--keep-for says how long to keep the disks here; that needs --keep-source."
+        raise click.UsageError(problem, click.get_current_context())
     return _given({
         "bandwidth": wished["bandwidth"],
         "flatten": wished["flatten"] or None,

@@ -11,6 +11,14 @@ class ImageMissing(Refused):
     hint = "Put it there, or give another path"
 
 
+class VolumeMissing(Refused):
+    """A file that a VM's record names."""
+
+    code = "volume.missing"
+    text = "{volume}, which {vm} needs, is not on {host}: {path} does not exist"
+    hint = "See what of its disks is there: sterna disk check {vm}"
+
+
 class ImageRefused(Refused):
     code = "image.refused"
     text = "image {path} cannot be used: {reason}"

@@ -85,7 +85,7 @@ class Moves:
             return False, ""
         bitmaps = await offer.bitmaps(vm, travel)
         free = {facts.pool.name: facts.free for facts in await self._vms.launcher.pools.facts()}
-        return seed.choose(travel, wishes, bitmaps, free)
+        return seed.choose(travel, wishes, bitmaps, free, is_live=vm.process is not None)
 
     async def _plan(
         self, vm: VM, wishes: MoveWishes

@@ -28,12 +28,18 @@ class Seeds(Protocol):
 
 
 def choose(
-    travel: Travel, wishes: MoveWishes, bitmaps: Collection[str], free: Mapping[str, int]
+    travel: Travel,
+    wishes: MoveWishes,
+    bitmaps: Collection[str],
+    free: Mapping[str, int],
+    *,
+    is_live: bool = True,
 ) -> tuple[bool, str]:
     """Whether to sow, and why. `bitmaps`: disks that have dirty bitmaps; `free`: bytes in the pools
     of the source. Raises MoveRefused if it was asked for and cannot be.
     """
-    obstacle = _obstacle(travel, wishes, bitmaps, free)
+    off = "" if is_live else "it is off, and they go as files in any case"
+    obstacle = off or _obstacle(travel, wishes, bitmaps, free)
     if wishes.disk_copy == "seed":
         if not obstacle:
             return True, "it was asked for"
@@ -41,7 +47,7 @@ def choose(
             vm=travel.spec.name,
             target=wishes.target,
             summary=f"its disks cannot be frozen for the move: {obstacle}",
-            fix="Move it with --disk-copy mirror",
+            fix="Leave --disk-copy out" if off else "Move it with --disk-copy mirror",
             findings=[],
         )
     if wishes.disk_copy == "mirror":

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sterna.errors import ImageMissing, MoveRefused
+from sterna.errors import MoveRefused, VolumeMissing
 from sterna.host.registry import Pools
 from sterna.model.disk import Checkpoint, Image, StateFile, Volume
 from sterna.model.host import HostFacts
@@ -265,10 +265,13 @@ class _Planner:
 
 
 async def measure(travel: Travel, record: VMRecord, pools: Pools, host: str) -> Travel:
-    """`travel` with the sizes of its files, and who else has them open. Raises ImageMissing, ImageFailed."""
+    """`travel` with the sizes of its files, and who else has them open.
 
-    def missing(volume: Volume, path: Path) -> ImageMissing:
-        return ImageMissing(what=f"volume {volume}", path=path, host=host)
+    Raises VolumeMissing, ImageFailed.
+    """
+
+    def missing(volume: Volume, path: Path) -> VolumeMissing:
+        return VolumeMissing(volume=volume, vm=record.spec.name, path=path, host=host)
 
     def weigh(parcel: Parcel) -> Parcel:
         path = pools.volume_path(parcel.source.pool, parcel.source.volume)
