@@ -114,6 +114,12 @@ class Carriage(abc.ABC):
     def disk(self, node: str, export: str) -> Options:
         """The node through which QEMU writes the target's disk `export`."""
 
+    async def sever(self) -> None:  # noqa: B027 - `yank` does for what QEMU has on TCP
+        """The move is undone: QEMU must not wait for what goes this way, nor connect anew."""
+
+    def cut_disks(self) -> None:  # noqa: B027 - `yank` does for what QEMU has on TCP
+        """Break the connections of disks, those too that QEMU is about to make."""
+
     @abc.abstractmethod
     def disk_bytes(self) -> int:
         """Bytes that disks have put on the wire, as far as can be told now."""

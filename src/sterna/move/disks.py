@@ -97,6 +97,7 @@ class Mirrors:
         report: Callable[[DiskProgress], None],
         probe: Callable[[], Awaitable[bool]],
         is_link_down: Callable[[], bool] = lambda: False,
+        cut: Callable[[], None] = lambda: None,
     ) -> None:
         self.synced = asyncio.Event()
         self._blocks = blocks
@@ -104,6 +105,7 @@ class Mirrors:
         self._speed = self._split(wishes.bandwidth)
         self._report = report
         self._probe = probe  # whether the target's QEMU answers; within a second
+        self._cut = cut  # what `yank` does not reach
         self._is_link_down = is_link_down  # then they wait for it, as long as it may be away
         self._began = clock.monotonic()
         self._pace = _Pace()
@@ -188,6 +190,7 @@ class Mirrors:
             await asyncio.sleep(HANG_S)
             if self._is_link_down() or not await self._probe():
                 await self._blocks.yank(node)
+                self._cut()
 
     async def _look(self) -> None:
         """Where they stand now; a main loop that hangs is freed."""
@@ -282,6 +285,7 @@ class Mirrors:
         for one in self._all:
             if one.is_begun:
                 await self._blocks.yank(one.node)
+        self._cut()  # not before: a connection that was not yanked is made anew
 
     async def abandon(self) -> None:
         """End them all, whatever the target does. Raises QMPTimeout, QEMULost."""

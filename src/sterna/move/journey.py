@@ -278,8 +278,10 @@ class Move:
             report=self._disk_progress,
             probe=lambda: self.peer.answers(self.job.id),
             is_link_down=lambda: self.carriage.is_link_down,
+            cut=self.carriage.cut_disks,
         )
         undo.push("end the copies of its disks", lambda: self._if_alive(mirrors.abandon))
+        undo.push("cut the way of its disks", self.carriage.sever)
         await self._open()
         tasks.append(group.create_task(mirrors.run(self.carriage.disk)))
         await mirrors.synced.wait()

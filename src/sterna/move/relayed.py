@@ -25,6 +25,7 @@ from sterna.model.vm import OwnershipState
 from sterna.move.carriage import DISKS, Carriage, Direct, cache_bytes
 from sterna.qemu.blocks import nbd_node
 from sterna.qemu.nodes import Options
+from sterna.qemu.sockets import cut_path
 from sterna.security import pair
 from sterna.vms.machine import VM
 
@@ -129,6 +130,13 @@ class Relayed(Carriage):
     def disk(self, node: str, export: str) -> Options:
         server = {"type": "unix", "path": str(self._services[DISKS])}
         return nbd_node(node, server=server, export=export)
+
+    async def sever(self) -> None:
+        await self.end()
+
+    def cut_disks(self) -> None:
+        if self._vm.process is not None:
+            cut_path(self._vm.process.pid, str(self._services[DISKS]))
 
     # ---- figures ---------------------------------------------------------------------------
 

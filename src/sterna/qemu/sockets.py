@@ -37,6 +37,21 @@ def cut_connections(pid: int) -> int:
         os.close(pidfd)
 
 
+def cut_path(pid: int, path: str) -> int:
+    """Shut down the connections of `pid` to the Unix socket `path`; how many there were.
+
+    For an NBD client that negotiates: `yank` knows it only afterwards, and QEMU's main loop waits.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return 0
+    try:
+        return sum(_cut_path(pidfd, int(link.name), path) for link in _sockets(pid))
+    finally:
+        os.close(pidfd)
+
+
 def listening_ports(pid: int) -> frozenset[int]:
     """The TCP ports on which `pid` listens; none for one that has ended."""
     try:
@@ -88,12 +103,31 @@ def _sockets(pid: int) -> list[Path]:
     return found
 
 
+def _cut_path(pidfd: int, number: int, path: str) -> bool:
+    found = _socket(pidfd, number)
+    if found is None:
+        return False
+    with found:
+        try:
+            if found.family != socket.AF_UNIX or found.getpeername() != path:
+                return False
+            found.shutdown(socket.SHUT_RDWR)
+        except OSError:  # it listens, or has ended
+            return False
+    return True
+
+
+def _socket(pidfd: int, number: int) -> socket.socket | None:
+    """File descriptor `number` of another process, which is a socket, as our own."""
+    ours = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, pidfd, number, 0)
+    return None if ours < 0 else socket.socket(fileno=ours)  # closed meanwhile, or not allowed
+
+
 def _taken(pidfd: int, number: int) -> socket.socket | None:
     """File descriptor `number` of another process, as our own, if it is a TCP socket."""
-    ours = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, pidfd, number, 0)
-    if ours < 0:
-        return None  # closed meanwhile, or not allowed
-    found = socket.socket(fileno=ours)
+    found = _socket(pidfd, number)
+    if found is None:
+        return None
     is_tcp = found.family in (socket.AF_INET, socket.AF_INET6) and found.type == socket.SOCK_STREAM
     if not is_tcp:
         found.close()
