@@ -222,7 +222,7 @@ def test_a_relay_that_dies_undoes_the_move_with_its_words_and_the_guest_goes_on(
             for relay in relays(a if end == "a" else b):
                 relay.signal(9)
             done = guest.ended(a, operation)
-            assert done["state"] == "failed", done
+            assert done["state"] == "failed", done["error"]["title"]
             assert "relay" in done["error"]["title"], done["error"]
             guest.must_run_once_on(a)
             must_be_clean(a, b)

@@ -285,10 +285,15 @@ class Incoming:
                 wait.cancel()
         if arrival.decided.is_set():
             return
-        if arrival.is_open and vm.ended.is_set():
+        ground = arrival.ground
+        if ground is not None and vm.ended.is_set():  # which may be why QEMU has ended
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await ground.failed.wait()
+        if ground is not None and ground.failed.is_set():
+            await self.refuse(arrival.reservation.operation, ground.failure)
+        elif arrival.is_open and vm.ended.is_set():
             await self.refuse(arrival.reservation.operation, f"its QEMU said: {vm.last_words()}")
-        elif arrival.ground is not None and arrival.ground.failed.is_set():
-            await self.refuse(arrival.reservation.operation, arrival.ground.failure)
         elif clock.monotonic() - arrival.heard > arrival.lease_s:
             source = arrival.reservation.source
             await self.refuse(
