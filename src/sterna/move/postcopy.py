@@ -14,7 +14,7 @@ import contextlib
 from collections.abc import Callable
 
 from sterna import clock
-from sterna.errors import MemoryLost, QEMULost, QMPError, QMPTimeout, SternaError, VMLost
+from sterna.errors import Failed, MemoryLost, QEMULost, QMPError, QMPTimeout, SternaError, VMLost
 from sterna.model.move import MemoryProgress, Phase
 from sterna.model.reservation import Rejoined
 from sterna.move import memory
@@ -22,6 +22,7 @@ from sterna.move.peer import Peer
 from sterna.operations.runner import Job
 from sterna.qemu.commands import MigrationInfo
 from sterna.qemu.session import Events
+from sterna.qemu.sockets import listening_ports
 from sterna.vms.machine import VM
 
 CAPABILITY = "postcopy-ram"
@@ -30,6 +31,7 @@ PREFIX = "postcopy-"
 ACTIVE, PAUSED = "postcopy-active", "postcopy-paused"
 RESUME_S = 10.0  # from a new connection until memory flows again
 LOOK_S = 0.5
+BUSY_S = 2.0  # a main loop that has not answered by then waits for memory
 RETRY_S = 0.5  # first; doubles up to RETRY_MAX_S
 RETRY_MAX_S = 5.0
 STUCK_S = 15.0  # nothing sent for so long: the connection is cut, and made anew
@@ -217,7 +219,7 @@ async def arrive(vm: VM, source: str) -> None:
     vm.lacks_memory = True
     try:
         with vm.qmp.session.listen("MIGRATION") as events:
-            while is_sending((await vm.qmp.query_migrate()).status):
+            while is_sending(await _status(vm)):
                 with contextlib.suppress(TimeoutError):
                     await events.get(10 * LOOK_S)
     except (QEMULost, VMLost) as error:
@@ -229,6 +231,14 @@ async def arrive(vm: VM, source: str) -> None:
         raise MemoryLost(vm=vm.name, target="this host", reason=reason) from error
     finally:
         vm.lacks_memory = False
+
+
+async def _status(vm: VM) -> str:
+    """Of the migration. A main loop that does not answer waits for a page that never came."""
+    try:
+        return (await vm.qmp.query_migrate(timeout_s=BUSY_S)).status
+    except QMPTimeout:
+        return PAUSED
 
 
 async def let_go(vm: VM) -> None:
@@ -243,7 +253,7 @@ async def rejoin(vm: VM, address: str, *, has_pages: bool) -> Rejoined:
     """The source asks for a new connection, or says that it has no pages any more."""
     if vm.process is None:
         return Rejoined(memory="lost", reason=f"its QEMU has ended: {vm.last_words()}")
-    status = (await vm.qmp.query_migrate()).status
+    status = await _status(vm)
     if not is_sending(status):
         return Rejoined(memory="whole")
     if not has_pages:
@@ -254,6 +264,9 @@ async def rejoin(vm: VM, address: str, *, has_pages: bool) -> Rejoined:
             await vm.qmp.migrate_pause()
         return Rejoined(memory="arriving")
     host = f"[{address}]" if ":" in address else address
+    before = listening_ports(vm.process.pid)
     await vm.qmp.migrate_recover(f"tcp:{host}:0")
-    port = (await vm.qmp.query_migrate()).socket_port
-    return Rejoined(memory="waiting", address=address, port=port)
+    ports = listening_ports(vm.process.pid) - before
+    if len(ports) != 1:
+        raise Failed(detail=f"QEMU does not listen for the rest of {vm.name}'s memory")
+    return Rejoined(memory="waiting", address=address, port=next(iter(ports)))

@@ -171,12 +171,14 @@ class Monitor:
         await self.session.execute("migrate-start-postcopy")
 
     async def migrate_pause(self) -> None:
-        """Break the connection of a post-copy, on either end, so that a new one can be made."""
-        await self.session.execute("migrate-pause")
+        """Out of band: break the connection of a post-copy, on either end, for a new one."""
+        await self.session.execute_oob("migrate-pause")
 
     async def migrate_recover(self, uri: str) -> None:
-        """On the target of a broken post-copy: await a new connection at `uri`. May be repeated."""
-        await self.session.execute("migrate-recover", {"uri": uri})
+        """Out of band, because the main loop may itself wait for a page: on the target of a broken
+        post-copy, await a new connection at `uri`. May be repeated.
+        """
+        await self.session.execute_oob("migrate-recover", {"uri": uri})
 
     async def migrate_resume(self, uri: str) -> None:
         """On the source of a broken post-copy: go on through a new connection."""
