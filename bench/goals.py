@@ -30,8 +30,8 @@ class Case:
     """One guest on one link. Goals are ratios; 0: none.
 
     Half of what is in use is random: nobody sends less than that. Where the link alone decides, a
-    peer that compresses comes close to it, and the goal is to be as good as that one and much
-    better than all that do not (`total_of_plain`).
+    peer that compresses comes close to it, so the ratio to the best of those that do not is told as
+    well (`total_of_plain`).
     """
 
     guest: str
@@ -62,7 +62,7 @@ CASES = (
     Case("touch400", "1gbit", 25, total=0.8, work=0.7, felt_ms=500, quick=("virsh-postcopy",)),
     Case("random60", "1gbit", 60, total=1.05, quick=("qemu", "qemu-multifd-zstd", "virsh-postcopy")),
     Case(
-        "idle", "100mbit", 90, total=1.0, total_of_plain=0.55,
+        "idle", "100mbit", 90, total=0.55, total_of_plain=0.55,
         # A minute each: those that only do something for a guest that writes are left out.
         peers=("qemu", "qemu-multifd", "qemu-multifd-zstd", "virsh"),
         quick=("qemu-multifd-zstd",),

@@ -181,6 +181,12 @@ class RelayedLanding(Landing):
         self._words.unlink(missing_ok=True)
 
 
+def remove_words(settings: Config) -> None:
+    """What relays of a former life of this daemon have said; they ended with it."""
+    for words in settings.run_dir.glob("relay-*.log"):
+        words.unlink(missing_ok=True)
+
+
 def landing(vm: VM, reservation: Reservation, settings: Config) -> Landing:
     """For the carrier that the source has chosen."""
     kind = RelayedLanding if reservation.carrier.kind == "compression" else DirectLanding

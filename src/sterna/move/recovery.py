@@ -39,8 +39,9 @@ from sterna.model.move import Phase
 from sterna.model.operation import Operation
 from sterna.model.vm import OwnershipState
 from sterna.move import departure, handover, memory, postcopy, protocol
-from sterna.move.carriage import IN_KEY, forget_key
+from sterna.move.carriage import IN_KEY, forget_key, remove_keys
 from sterna.move.incoming import Incoming
+from sterna.move.landing import remove_words
 from sterna.move.peer import Peers
 from sterna.move.storage.engine import settled
 from sterna.operations.runner import Job
@@ -76,6 +77,7 @@ class Recovery:
         vms = self._vms.load()
         self._vms.kept.load()
         await self._end_strays()
+        remove_words(self._vms.config)
         for vm in vms:
             try:
                 await self._recover(vm)
@@ -132,6 +134,7 @@ class Recovery:
             await self._arriving(vm, operation)
             return
         await self._stop_sending(vm)
+        remove_keys(vm)
         mended = await mend_quietly(vm, self._vms.launcher.pools, self._vms.kept)
         if mended.problem:
             await self._note(vm, f"could not be cleared up: {mended.problem}")
