@@ -63,6 +63,9 @@ crashes: setup-dev ## daemons that end at every line that matters
 ui: setup-dev ## the command line on a real terminal
 	$(ROOT_PYTEST) -m ui tests/ui
 
+postcopy: setup-dev ## every fault in post-copy, a minute each
+	$(ROOT_PYTEST) -m functional tests/functional/test_postcopy.py
+
 streams: setup-dev ## migration streams of QEMU 7.2 and 10 through the codec (minutes; downloads QEMU 10)
 	scripts/second-qemu .cache/second-qemu
 	$(ROOT) env STERNA_SECOND_QEMU=$(CURDIR)/.cache/second-qemu $(PYTEST) -p no:cacheprovider \
@@ -78,7 +81,7 @@ fuzz: setup-dev ## search for input that the codec does not survive (SECONDS=300
 
 bench: setup-dev ## start of the command line; moves beside QEMU's own, virsh and qemu-img
 	$(BIN)/python bench/startup.py
-	$(BIN)/python bench/relay.py
+	$(BIN)/python bench/relay.py --large-gib 8
 	$(ROOT) $(BIN)/python bench/pause.py --check
 	$(ROOT) $(BIN)/python bench/disks.py --check
 	$(ROOT) $(BIN)/python bench/carriers.py --quick --check

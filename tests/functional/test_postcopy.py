@@ -16,6 +16,7 @@ from sterna.lab.links import Network
 from sterna.qemu.sockets import cut_connections
 
 pytestmark = [pytest.mark.functional, pytest.mark.timeout(300)]
+LONG = pytest.mark.long  # a minute each: make postcopy runs them all
 
 BUSY = Load(memory_mb_s=400, memory_mb=150)  # all of it, again and again, faster than any link here
 SLOW = "100mbit"  # the rest takes more than ten seconds: time to break something
@@ -77,6 +78,7 @@ def test_a_link_that_is_cut_for_ten_seconds_ends_nothing(slow):
         guest.must_run_once_on(b)
 
 
+@LONG
 def test_a_connection_that_breaks_is_made_anew_as_often_as_it_takes(slow):
     a, b = slow.hosts
     with traveller(slow, BUSY) as guest:
@@ -89,7 +91,9 @@ def test_a_connection_that_breaks_is_made_anew_as_often_as_it_takes(slow):
         guest.must_run_once_on(b)
 
 
-@pytest.mark.parametrize("side", ["source", "target", "both"])
+@pytest.mark.parametrize(
+    "side", [pytest.param("source", marks=LONG), pytest.param("target", marks=LONG), "both"]
+)
 def test_daemons_that_die_are_followed_by_ones_that_take_it_up(slow, side):
     a, b = slow.hosts
     victims = {"source": [a], "target": [b], "both": [a, b]}[side]
@@ -105,6 +109,7 @@ def test_daemons_that_die_are_followed_by_ones_that_take_it_up(slow, side):
         assert guest.ended(b, operation)["state"] == "succeeded"
 
 
+@LONG
 def test_a_daemon_that_is_stopped_leaves_it_to_the_next_one(slow):
     a, b = slow.hosts
     with traveller(slow, BUSY) as guest:
@@ -116,7 +121,7 @@ def test_a_daemon_that_is_stopped_leaves_it_to_the_next_one(slow):
         guest.must_run_once_on(b)
 
 
-@pytest.mark.parametrize("side", ["source", "target"])
+@pytest.mark.parametrize("side", ["source", pytest.param("target", marks=LONG)])
 def test_memory_that_is_lost_leaves_the_vm_off_on_the_target_and_it_boots_from_its_disks(
     slow, side
 ):
@@ -136,6 +141,7 @@ def test_memory_that_is_lost_leaves_the_vm_off_on_the_target_and_it_boots_from_i
         guest.witness.wait_beat(began)
 
 
+@LONG
 def test_a_user_may_give_up_what_never_comes(slow):
     a, b = slow.hosts
     with traveller(slow, BUSY) as guest:
