@@ -87,7 +87,7 @@ def _reason(measured: Measured, best: Forecast, other: Forecast) -> str:
     about = f"about {_seconds(best)} where {other.kind} would take {_seconds(other)}"
     if best.kind == "compression":
         return f"the link carries {link}, less than compression can fill with memory: {about}"
-    return f"the link carries {link}, so compression would gain nothing: {about}"
+    return f"the link carries {link}, and compression would gain too little: {about}"
 
 
 def _seconds(one: Forecast) -> str:
