@@ -6,13 +6,16 @@ from dataclasses import replace
 
 import pytest
 
+from sterna.checks import registry
+from sterna.checks.facts import GuestFacts, Question
 from sterna.errors import MoveRefused
+from sterna.model.check import Check
 from sterna.model.disk import Checkpoint, StateFile, Volume
 from sterna.model.host import HostFacts, Pool, PoolFacts, QEMUFacts, Switch, SwitchFacts
 from sterna.model.move import MoveWishes
+from sterna.model.travel import Travel
 from sterna.model.vm import NIC, Disk, Ownership, OwnershipState, RunState, VMRecord, VMSpec
-from sterna.move import checks
-from sterna.move.travel import Travel, plan, shared_pools
+from sterna.move.travel import plan, shared_pools
 from sterna.units import GIB
 
 
@@ -51,6 +54,8 @@ def host(name: str) -> HostFacts:
 SHARED = (Disk(name="vda", pool="san", volume="web1-vda.qcow2"),)
 LOCAL = (Disk(name="vda", pool="own", volume="web1-vda.qcow2"),)
 WISHES = MoveWishes(target="b")
+RUNS = GuestFacts(state=RunState.RUNNING, accel="tcg")
+OFF = GuestFacts(state=RunState.OFF)
 
 
 def travel(spec: VMSpec, source: HostFacts, target: HostFacts) -> Travel:
@@ -68,7 +73,7 @@ def travel(spec: VMSpec, source: HostFacts, target: HostFacts) -> Travel:
 
 def question(
     disks: tuple[Disk, ...] = SHARED, target: HostFacts | None = None, **changes: object
-) -> checks.Question:
+) -> Question:
     spec = VMSpec(
         name="web1",
         machine="pc-q35-7.2",
@@ -77,12 +82,10 @@ def question(
         disks=disks,
     )
     source, target = host("a"), target or host("b")
-    good = checks.Question(
+    good = Question(
         spec=spec,
         travel=travel(spec, source, target),
-        state=RunState.RUNNING,
-        accel="tcg",
-        blocked=(),
+        guest=RUNS,
         source=source,
         target=target,
         wishes=WISHES,
@@ -90,21 +93,25 @@ def question(
     return replace(good, **changes)  # type: ignore[arg-type]
 
 
+def require(asked: Question) -> list[Check]:
+    return registry.refuse_blockers(asked.spec.name, asked.target.name, registry.run(asked))
+
+
 @pytest.mark.parametrize("disks", [SHARED, LOCAL, ()])
 def test_nothing_is_found_when_all_is_well(disks: tuple[Disk, ...]):
-    assert checks.require(question(disks)) == []
+    assert require(question(disks)) == []
 
 
 TARGET = host("b")
 BAD = {
     "host.same": question(target=host("a")),
     "host.api": question(target=replace(TARGET, api=2)),
-    "vm.state": question(state=RunState.UNKNOWN),
-    "vm.qemu-blocks": question(blocked=("a device cannot be moved",)),
+    "vm.state": question(guest=replace(RUNS, state=RunState.UNKNOWN)),
+    "vm.qemu-blocks": question(guest=replace(RUNS, blocked=("a device cannot be moved",))),
     "qemu.machine-type": question(
         target=replace(TARGET, qemu=replace(TARGET.qemu, machines=("pc-q35-7.1",)))
     ),
-    "qemu.accel": question(accel="kvm"),
+    "qemu.accel": question(guest=replace(RUNS, accel="kvm")),
     "host.memory": question(target=replace(TARGET, memory_free=GIB - 1)),
     "network.switch-missing": question(target=replace(TARGET, switches=())),
     "network.switch-broken": question(
@@ -137,7 +144,7 @@ BAD = {
 
 @pytest.mark.parametrize("identity", BAD)
 def test_a_bad_situation_is_found_and_explained(identity: str):
-    found = checks.run(BAD[identity])
+    found = registry.run(BAD[identity])
     assert [finding.id for finding in found] == [identity]
     assert found[0].fix
 
@@ -145,44 +152,44 @@ def test_a_bad_situation_is_found_and_explained(identity: str):
 @pytest.mark.parametrize("identity", BAD)
 def test_a_blocker_refuses_the_move_with_its_finding(identity: str):
     with pytest.raises(MoveRefused) as caught:
-        checks.require(BAD[identity])
+        require(BAD[identity])
     assert caught.value.facts["findings"][0]["id"] == identity
     assert caught.value.exit_code == 3
 
 
 def test_a_pool_that_the_disks_may_fill_one_day_is_warned_of():
     tight = replace(TARGET, pools=(replace(TARGET.pools[1], free=3 * GIB),))
-    (found,) = checks.require(question(LOCAL, target=tight))
+    (found,) = require(question(LOCAL, target=tight))
     assert (found.id, found.severity) == ("storage.may-fill-up", "warning")
 
 
 def test_every_check_has_a_bad_situation_here():
-    asked = {finding.id for bad in BAD.values() for finding in checks.run(bad)}
+    asked = {finding.id for bad in BAD.values() for finding in registry.run(bad)}
     assert asked == set(BAD)
 
 
 def test_a_vm_that_is_off_needs_no_memory_and_no_accelerator():
-    off = question(state=RunState.OFF, accel="", target=replace(TARGET, memory_free=0))
-    assert checks.run(off) == []
+    off = question(guest=OFF, target=replace(TARGET, memory_free=0))
+    assert registry.run(off) == []
 
 
 def test_all_blockers_are_counted_in_the_one_sentence():
     with pytest.raises(MoveRefused, match=r"and 1 more") as caught:
-        checks.require(question(target=replace(TARGET, switches=(), pools=())))
+        require(question(target=replace(TARGET, switches=(), pools=())))
     assert len(caught.value.facts["findings"]) == 2
 
 
 def test_a_vm_that_is_off_and_whose_disk_another_program_has_open_stays():
-    asked = question(LOCAL, state=RunState.OFF)
+    asked = question(LOCAL, guest=OFF)
     locked = (Volume(pool="own", volume="web1-vda.qcow2"),)
-    (found,) = checks.run(replace(asked, travel=replace(asked.travel, locked=locked)))
+    (found,) = registry.run(replace(asked, travel=replace(asked.travel, locked=locked)))
     assert (found.id, bool(found.fix)) == ("storage.disk-locked", True)
 
 
 def test_snapshots_that_a_mirror_would_not_carry_keep_the_vm_here():
     asked = question(LOCAL)
     mirrors = tuple(replace(one, snapshots=("before",)) for one in asked.travel.mirrors)
-    (found,) = checks.run(replace(asked, travel=replace(asked.travel, mirrors=mirrors)))
+    (found,) = registry.run(replace(asked, travel=replace(asked.travel, mirrors=mirrors)))
     assert (found.id, found.severity) == ("storage.snapshots-lost", "blocker")
     assert "before" in found.finding
 
@@ -190,16 +197,16 @@ def test_snapshots_that_a_mirror_would_not_carry_keep_the_vm_here():
 def test_dirty_bitmaps_that_a_raw_disk_cannot_keep_are_named():
     asked = question(LOCAL)
     mirrors = tuple(replace(one, lost=("daily",)) for one in asked.travel.mirrors)
-    (found,) = checks.run(replace(asked, travel=replace(asked.travel, mirrors=mirrors)))
+    (found,) = registry.run(replace(asked, travel=replace(asked.travel, mirrors=mirrors)))
     assert (found.id, found.severity) == ("storage.bitmaps-lost", "warning")
     assert "daily" in found.finding
 
 
 def test_saved_memory_goes_only_where_it_can_be_loaded():
-    asked = question(LOCAL, state=RunState.OFF)
+    asked = question(LOCAL, guest=OFF)
     state = StateFile(pool="own", volume="web1.mem", size=1, sha256="", accel="kvm")
-    (found,) = checks.run(replace(asked, travel=replace(asked.travel, saved=state)))
+    (found,) = registry.run(replace(asked, travel=replace(asked.travel, saved=state)))
     assert (found.id, found.severity, bool(found.fix)) == ("qemu.saved-accel", "blocker", True)
     point = Checkpoint(id="0a", name="one", created="", memory=state)
-    (found,) = checks.run(replace(asked, travel=replace(asked.travel, checkpoints=(point,))))
+    (found,) = registry.run(replace(asked, travel=replace(asked.travel, checkpoints=(point,))))
     assert (found.id, found.severity) == ("qemu.checkpoint-accel", "warning")

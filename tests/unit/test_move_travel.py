@@ -17,8 +17,9 @@ from sterna.host.registry import Pools
 from sterna.model.disk import Checkpoint, Image, StateFile, Volume
 from sterna.model.host import Pool
 from sterna.model.move import DiskWish, MoveWishes
+from sterna.model.travel import Travel
 from sterna.model.vm import Disk, Ownership, OwnershipState, VMRecord, VMSpec
-from sterna.move.travel import Travel, measure, plan
+from sterna.move.travel import measure, plan
 from sterna.qemu import image
 
 needs_qemu_img = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="no qemu-img here")

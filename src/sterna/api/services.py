@@ -8,6 +8,7 @@ from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, Request
 
+from sterna.model.check import MoveReport
 from sterna.model.checkpoint import ApplyWishes, CheckpointWishes
 from sterna.model.doubt import Doubt
 from sterna.model.host import HostFacts, Pool, PoolFacts, Switch, SwitchFacts
@@ -68,6 +69,7 @@ class Ports(Protocol):
 
 
 class Moves(Protocol):
+    async def check(self, ref: str, wishes: MoveWishes) -> MoveReport: ...
     async def begin(self, ref: str, wishes: MoveWishes) -> Operation: ...
 
 

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sterna.model.check import Severity
 from sterna.model.disk import STRICT, Volume
 from sterna.model.host import Pool, Switch
-from sterna.model.move import Severity
 from sterna.model.vm import Ownership, RunState, VMSpec
 
 MAX_STOP_S = 3600.0  # who wants to wait longer for a guest wants to be asked again
@@ -105,6 +105,8 @@ class CheckView(View):
     severity: Severity
     finding: str
     fix: str
+    command: str = Field("", description="The fix as one complete command line, if it is one")
+    is_safe: bool = Field(False, description="It changes no guest and destroys nothing")
 
 
 class FindingView(CheckView):

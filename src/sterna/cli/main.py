@@ -17,6 +17,7 @@ from sterna.cli.command import LazyGroup, Settings
 LAZY = {
     "vm": ("sterna.cli.vm:vm", "Create, run and look at virtual machines."),
     "move": ("sterna.cli.move:move", "Move a VM to another host, or its disks to other pools."),
+    "check": ("sterna.cli.check:check", "What a move would meet: every finding, and its fix."),
     "op": ("sterna.cli.op:op", "Follow, cancel and read about long-running operations."),
     "host": ("sterna.cli.host:host", "Look at this host and the hosts that it knows."),
     "switch": ("sterna.cli.switch:switch", "Virtual switches that VMs are plugged into."),

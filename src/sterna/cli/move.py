@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -12,12 +12,86 @@ from sterna.cli.command import Command, Settings
 from sterna.cli.values import duration, place, rate
 
 DAY_S = 86400
+OPTIONS = (
+    click.option(
+        "--max-downtime",
+        type=duration,
+        metavar="DURATION",
+        help="Longest pause that is aimed for. Default: 300ms.",
+    ),
+    click.option(
+        "--bandwidth",
+        type=rate,
+        metavar="RATE",
+        help="Use at most so much: 100MB (a second), 1Gbit.",
+    ),
+    click.option(
+        "--deadline",
+        type=duration,
+        metavar="DURATION",
+        help="Give up and undo if it is not done by then: 10m.",
+    ),
+    click.option(
+        "--on-stall",
+        type=click.Choice(["auto", "wait", "throttle", "postcopy", "abort"]),
+        help="If the guest changes memory as fast as it travels. Default: auto, which slows it down "
+        "before it gives up. With postcopy it runs on HOST before all its memory is there: it is off "
+        "if one of both hosts fails then.",
+    ),
+    click.option(
+        "--pool",
+        metavar="POOL",
+        help="Put disks that travel there. Default: the pool of the same name.",
+    ),
+    click.option(
+        "--disk",
+        "places",
+        type=place,
+        metavar="DISK=POOL[:FORMAT]",
+        multiple=True,
+        help="Put this disk there, even if it is on a shared pool; FORMAT is qcow2 or raw.",
+    ),
+    click.option(
+        "--flatten", is_flag=True, help="Make one image of each disk and what it rests on."
+    ),
+    click.option(
+        "--keep-source",
+        is_flag=True,
+        help="Keep the disks here, under another name: sterna disk kept.",
+    ),
+    click.option(
+        "--keep-for",
+        type=duration,
+        metavar="DURATION",
+        help="With --keep-source: how long. Default: 168h, a week.",
+    ),
+    click.option("--parallel-disks", type=int, metavar="N", help="Disks at a time. Default: 2."),
+    click.option(
+        "--disk-copy",
+        type=click.Choice(["auto", "mirror", "seed"]),
+        help="How disks of a running VM go: by QEMU's mirror; or as frozen files, compressed, which a "
+        "second try goes on with, and a mirror of what is written meanwhile.",
+    ),
+    click.option(
+        "--carrier",
+        type=click.Choice(["auto", "direct", "compression"]),
+        help="How memory and disks of a running VM go: from QEMU to QEMU; or through relays that send "
+        "only what the target lacks. Default: auto, by what is measured.",
+    ),
+)
 
 
 def _places(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Hosts, or with --storage pools."""
     names = complete.pools if context.params.get("storage") else complete.others
     return names(context, parameter, incomplete)
+
+
+def options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: what can be wished for in a move, and in a check of one."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
 
 
 @click.command(
@@ -43,64 +117,7 @@ def _places(context: click.Context, parameter: click.Parameter, incomplete: str)
     is_flag=True,
     help="Stay on this host; instead of HOST give a POOL for all disks, or DISK=POOL[:FORMAT]...",
 )
-@click.option(
-    "--max-downtime",
-    type=duration,
-    metavar="DURATION",
-    help="Longest pause that is aimed for. Default: 300ms.",
-)
-@click.option(
-    "--bandwidth", type=rate, metavar="RATE", help="Use at most so much: 100MB (a second), 1Gbit."
-)
-@click.option(
-    "--deadline",
-    type=duration,
-    metavar="DURATION",
-    help="Give up and undo if it is not done by then: 10m.",
-)
-@click.option(
-    "--on-stall",
-    type=click.Choice(["auto", "wait", "throttle", "postcopy", "abort"]),
-    help="If the guest changes memory as fast as it travels. Default: auto, which slows it down "
-    "before it gives up. With postcopy it runs on HOST before all its memory is there: it is off "
-    "if one of both hosts fails then.",
-)
-@click.option(
-    "--pool",
-    metavar="POOL",
-    help="Put disks that travel there. Default: the pool of the same name.",
-)
-@click.option(
-    "--disk",
-    "places",
-    type=place,
-    metavar="DISK=POOL[:FORMAT]",
-    multiple=True,
-    help="Put this disk there, even if it is on a shared pool; FORMAT is qcow2 or raw.",
-)
-@click.option("--flatten", is_flag=True, help="Make one image of each disk and what it rests on.")
-@click.option(
-    "--keep-source", is_flag=True, help="Keep the disks here, under another name: sterna disk kept."
-)
-@click.option(
-    "--keep-for",
-    type=duration,
-    metavar="DURATION",
-    help="With --keep-source: how long. Default: 168h, a week.",
-)
-@click.option("--parallel-disks", type=int, metavar="N", help="Disks at a time. Default: 2.")
-@click.option(
-    "--disk-copy",
-    type=click.Choice(["auto", "mirror", "seed"]),
-    help="How disks of a running VM go: by QEMU's mirror; or as frozen files, compressed, which a "
-    "second try goes on with, and a mirror of what is written meanwhile.",
-)
-@click.option(
-    "--carrier",
-    type=click.Choice(["auto", "direct", "compression"]),
-    help="How memory and disks of a running VM go: from QEMU to QEMU; or through relays that send "
-    "only what the target lacks. Default: auto, by what is measured.",
-)
+@options
 @click.option("--detach", is_flag=True, help="Print the operation's id and do not wait.")
 @click.pass_obj
 def move(
@@ -117,11 +134,11 @@ def move(
     from sterna.cli import follow  # noqa: PLC0415 - start-up time
     from sterna.client import segment  # noqa: PLC0415
 
-    wishes = _storage(where, wished) if wished["storage"] else _host(where, wished)
+    body = _storage(where, wished) if wished["storage"] else _host(where, wished)
     kind = "storage-moves" if wished["storage"] else "moves"
     client = settings.client()
     with follow.Interrupts() as interrupts:
-        operation = client.post(f"/v1/vms/{segment(vm)}/{kind}", wishes)
+        operation = client.post(f"/v1/vms/{segment(vm)}/{kind}", body)
         if detach:
             return follow.detached(settings, operation)
         return follow.to_end(settings, client, operation, interrupts, on_interrupt="cancel")
@@ -132,6 +149,11 @@ def _host(where: tuple[str, ...], wished: Mapping[str, Any]) -> dict[str, Any]:
     if len(where) != 1:
         problem = "Missing argument 'HOST'." if not where else f"Only one HOST, not {len(where)}."
         raise click.UsageError(problem, click.get_current_context())
+    return wishes(where[0], wished)
+
+
+def wishes(host: str, wished: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for with `options`, as the API wants it."""
     pause = wished["max_downtime"]
     given = {
         "max_downtime_ms": None if pause is None else round(pause * 1000),
@@ -142,7 +164,7 @@ def _host(where: tuple[str, ...], wished: Mapping[str, Any]) -> dict[str, Any]:
         "disk_copy": wished["disk_copy"],
         "carrier": wished["carrier"],
     }
-    return {"target": where[0]} | _given(given) | _common(wished)
+    return {"target": host} | _given(given) | _common(wished)
 
 
 def _storage(where: tuple[str, ...], wished: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,5 +200,5 @@ def _common(wished: Mapping[str, Any]) -> dict[str, Any]:
     })  # fmt: skip
 
 
-def _given(wishes: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in wishes.items() if value is not None}
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}

@@ -151,22 +151,6 @@ def _require_seconds(what: str, value: float, most: float) -> None:
         raise ValueError(f"{what} is {value}; it must be more than zero, and {most:.0f} at most")
 
 
-class Severity(StrEnum):
-    BLOCKER = "blocker"
-    WARNING = "warning"
-    INFO = "info"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One preflight finding with the actual values of both sides, and its fix."""
-
-    id: str  # stable: "network.switch-missing"
-    severity: Severity
-    finding: str
-    fix: str = ""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelProgress:
     """One channel of a link at one moment."""

@@ -31,12 +31,12 @@ from sterna.host.parts import Parts
 from sterna.model.disk import Volume, node_name
 from sterna.model.host import HostFacts
 from sterna.model.reservation import Reservation, ReservationStatus
+from sterna.model.travel import GROWTH
 from sterna.model.vm import VMRecord
 from sterna.move import capabilities, protocol
 from sterna.move.arriving import owner
 from sterna.move.landing import Landing, landing
 from sterna.move.memory import UNLIMITED
-from sterna.move.travel import GROWTH
 from sterna.qemu import image
 from sterna.tasks import together
 from sterna.vms import chain

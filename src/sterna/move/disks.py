@@ -17,7 +17,7 @@ from sterna import clock
 from sterna.errors import BlockJobFailed, QMPError, QMPTimeout, Stalled
 from sterna.model.disk import node_name
 from sterna.model.move import DiskProgress, MoveWishes, Phase
-from sterna.move.travel import Mirroring
+from sterna.model.travel import Mirroring
 from sterna.qemu.blocks import BlockJob, Blocks
 from sterna.qemu.nodes import Options
 from sterna.units import KIB

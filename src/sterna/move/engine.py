@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
+from sterna.model.check import MoveReport, Severity
 from sterna.model.host import HostFacts
 from sterna.model.move import MoveWishes
 from sterna.model.operation import Operation
-from sterna.move import (
-    carriers,
-    checks,
-    offer,
-    probe,
-    seed,
-)
-from sterna.move.carriers import Choice
+from sterna.model.travel import Travel
+from sterna.move import offer, seed
 from sterna.move.journey import Move
 from sterna.move.limits import Limits
-from sterna.move.peer import Peer, Peers
-from sterna.move.storage.facts import users
-from sterna.move.travel import Travel, measure, plan, shared_pools
+from sterna.move.peer import Peers
+from sterna.move.preflight import Preflight
 from sterna.operations.runner import Job
 from sterna.vms.machine import VM
 from sterna.vms.service import VMs
@@ -35,10 +28,13 @@ class Moves:
         self, vms: VMs, peers: Peers, gather: Callable[[], Awaitable[HostFacts]], seeds: seed.Seeds
     ) -> None:
         self._vms = vms
-        self._peers = peers
-        self._gather = gather
+        self._preflight = Preflight(vms, peers, gather)
         self._seeds = seeds
         self._limits = Limits(vms.config.migration.limit)
+
+    async def check(self, ref: str, wishes: MoveWishes) -> MoveReport:
+        """What would become of that move, and nothing else. Raises VMNotFound, VMDamaged."""
+        return await self._preflight.report(self._vms.get(ref), wishes)
 
     async def begin(self, ref: str, wishes: MoveWishes) -> Operation:
         """Plan the move of a VM and start it as an operation.
@@ -48,12 +44,14 @@ class Moves:
         vm = self._vms.get(ref)
         self._vms.require_idle(vm)
         with vm.lease(f"a move to {wishes.target} is being planned"):
-            peer, travel, choice, warnings = await self._plan(vm, wishes)
+            peer, prepared = await self._preflight.require(vm, wishes)
+            travel, choice = prepared.travel, prepared.choice
             is_sown, why = await self._choose(vm, travel, wishes)
 
         async def go(job: Job) -> dict[str, Any]:
-            for warning in warnings:
-                job.warn(warning)
+            for one in prepared.found:
+                if one.severity is Severity.WARNING:
+                    job.warn(one.finding)
             go_with: dict[str, Any] = {
                 "job": job, "vms": self._vms, "limits": self._limits, "choice": choice,
             }  # fmt: skip
@@ -61,8 +59,8 @@ class Moves:
                 return await Move(vm, peer, wishes, travel, **go_with).run()
             job.log(f"its disks are frozen and sent as files: {why}")
             await self._seeds.sow(vm, job)
-            _, sown, _, _ = await self._plan(vm, wishes)
-            sown = replace(sown, is_sown=True)
+            _, again = await self._preflight.require(vm, wishes)
+            sown = replace(again.travel, is_sown=True)
             return await Move(vm, peer, wishes, sown, **go_with).run()
 
         async def work(job: Job) -> dict[str, Any]:
@@ -76,66 +74,9 @@ class Moves:
             "move", vm=vm.name, vm_id=vm.id, work=work, peer=wishes.target
         )
 
-    @staticmethod
-    async def _nothing() -> None:
-        return None
-
     async def _choose(self, vm: VM, travel: Travel, wishes: MoveWishes) -> tuple[bool, str]:
         if not travel.mirrors and wishes.disk_copy != "seed":
             return False, ""
         bitmaps = await offer.bitmaps(vm, travel)
         free = {facts.pool.name: facts.free for facts in await self._vms.launcher.pools.facts()}
         return seed.choose(travel, wishes, bitmaps, free, is_live=vm.process is not None)
-
-    async def _plan(
-        self, vm: VM, wishes: MoveWishes
-    ) -> tuple[Peer, Travel, Choice | None, list[str]]:
-        is_here = wishes.target == self._vms.config.name
-        peer = None if is_here else self._peers.get(wishes.target)
-        source, target, info, link = await asyncio.gather(  # at once: each takes a moment
-            self._gather(),
-            self._nothing() if peer is None else peer.facts(),
-            self._nothing() if vm.process is None else vm.qmp.query_migrate(),
-            self._nothing() if peer is None or vm.process is None else probe.measure(peer),
-        )
-        target = target or source
-        process = vm.record.process
-        travel = plan(
-            vm.record,
-            wishes,
-            shared=shared_pools(source, target),
-            is_live=process is not None,
-        )
-        pools = self._vms.launcher.pools
-        travel = await measure(travel, vm.record, pools, self._vms.config.name)
-        found = checks.require(
-            checks.Question(
-                spec=vm.record.spec,
-                travel=travel,
-                state=vm.state,
-                accel=process.accel if process else "",
-                blocked=tuple(info.blocked_reasons) if info else (),
-                source=source,
-                target=target,
-                wishes=wishes,
-                users=users(vm, self._vms, travel.leaving),
-            )
-        )
-        if peer is None:  # `same_host` refuses; this is for the type checker and for ever
-            raise AssertionError
-        # What only the target can see: names and files that are there, the state of its VMs.
-        question = offer.reservation(vm, self._vms, travel)
-        found += checks.refuse_blockers(question.spec.name, peer.name, await peer.check(question))
-        measured = carriers.Measured(
-            link=link,
-            used=vm.process.resident() if vm.process is not None else 0,
-            disks=sum(mirror.offer.allocated for mirror in travel.mirrors),
-            idle_here=source.cpus_idle,
-            idle_there=target.cpus_idle,
-            limit=wishes.bandwidth,
-            max_pause_s=wishes.max_downtime_ms / 1000,
-        )
-        # A broken post-copy is mended from QEMU to QEMU.
-        wished = "direct" if wishes.on_stall == "postcopy" else wishes.carrier
-        choice = carriers.choose(wished, measured) if vm.process is not None else None
-        return peer, travel, choice, [finding.finding for finding in found]

@@ -31,8 +31,8 @@ from sterna.host.registry import Pools
 from sterna.model.disk import Volume
 from sterna.model.move import DiskProgress, Phase
 from sterna.model.reservation import FileCheck
+from sterna.model.travel import Travel
 from sterna.model.vm import VMRecord
-from sterna.move.travel import Travel
 from sterna.tasks import finish
 from sterna.vms import chain
 

@@ -24,8 +24,8 @@ from sterna.errors import (
     VMDamaged,
 )
 from sterna.host.parts import Parts
+from sterna.model.check import Check, Severity
 from sterna.model.host import HostFacts
-from sterna.model.move import Check, Severity
 from sterna.model.reservation import Probe, Rejoined, Reservation, ReservationStatus
 from sterna.model.vm import OwnershipState
 from sterna.move import postcopy, protocol

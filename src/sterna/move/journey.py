@@ -31,6 +31,7 @@ from sterna.errors import (
 from sterna.model.disk import node_name
 from sterna.model.move import Adjustment, DiskProgress, MemoryProgress, MoveWishes, Phase
 from sterna.model.reservation import GIVEN_UP, ReservationStatus
+from sterna.model.travel import Travel
 from sterna.model.vm import OwnershipState
 from sterna.move import (
     capabilities,
@@ -47,7 +48,6 @@ from sterna.move.limits import Limits, Member
 from sterna.move.peer import Peer
 from sterna.move.relayed import carriage
 from sterna.move.report import Report
-from sterna.move.travel import Travel
 from sterna.move.undo import Undo
 from sterna.move.watch import Watch
 from sterna.operations.runner import Job

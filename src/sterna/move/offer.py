@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from sterna.model.disk import node_name
 from sterna.model.reservation import CarrierOffer, MirrorOffer, Reservation
-from sterna.move.travel import Mirroring, Travel
+from sterna.model.travel import Mirroring, Travel
 from sterna.vms.machine import VM
 from sterna.vms.service import VMs
 

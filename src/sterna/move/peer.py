@@ -14,8 +14,8 @@ import httpx2
 from sterna.config import Config
 from sterna.errors import HostUnknown, HostUnreachable, SternaError, from_problem
 from sterna.model import edge
+from sterna.model.check import Check
 from sterna.model.host import HostFacts
-from sterna.model.move import Check
 from sterna.model.reservation import (
     FileCheck,
     Known,

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from sterna.errors import MoveRefused
 from sterna.model.move import MoveWishes
-from sterna.move.travel import Travel
+from sterna.model.travel import Travel
 from sterna.operations.runner import Job
 from sterna.units import GIB, format_size
 from sterna.vms.machine import VM

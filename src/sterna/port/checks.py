@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sterna.model.check import Check, Severity
 from sterna.model.disk import Volume
 from sterna.model.host import PoolFacts
-from sterna.model.move import Check, Severity
 from sterna.model.port import ImportWishes, Manifest
 from sterna.model.vm import Firmware, VMRecord
 from sterna.port.export import places

@@ -29,9 +29,10 @@ from sterna.errors import (
     SternaError,
 )
 from sterna.host.store import Store
+from sterna.model.check import Check, Severity
 from sterna.model.disk import Checkpoint, Volume
 from sterna.model.edge import dump
-from sterna.model.move import Check, Phase, Severity
+from sterna.model.move import Phase
 from sterna.model.operation import Operation
 from sterna.model.port import ExportWishes, ImportWishes, Manifest
 from sterna.model.vm import RunState

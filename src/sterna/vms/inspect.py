@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sterna.errors import SternaError
+from sterna.model.check import Check, Severity
 from sterna.model.disk import Image, StateFile, Volume
-from sterna.model.move import Check, Severity
 from sterna.model.vm import Disk, VMRecord
 from sterna.qemu import image
 from sterna.qemu.image import ImageInfo

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sterna.errors import SternaError
+from sterna.model.check import Severity
 from sterna.model.disk import STRICT, Volume
 from sterna.model.edge import dump
 from sterna.model.host import Pool
-from sterna.model.move import Severity
 from sterna.model.vm import OwnershipState
 from sterna.vms import chain
 from sterna.vms.inspect import TOP, Found, Inspector, is_endless, links, since

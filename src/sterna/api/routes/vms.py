@@ -9,6 +9,7 @@ from fastapi import APIRouter, Body, Response
 from sterna.api.answers import accepted, answer
 from sterna.api.services import Here
 from sterna.api.views import StopWishes, VMView
+from sterna.model.check import MoveReport
 from sterna.model.move import MoveWishes, StorageWishes
 from sterna.model.operation import Operation
 from sterna.model.vm import VMSpec
@@ -73,6 +74,12 @@ async def stop(
 async def move(vm: str, wishes: MoveWishes, here: Here) -> Response:
     """Move it to another host, running or off."""
     return accepted(await here.moves.begin(vm, wishes))
+
+
+@router.post("/{vm}/moves:check", response_model=MoveReport)
+async def check_move(vm: str, wishes: MoveWishes, here: Here) -> Response:
+    """What would become of that move: every finding, and where each disk goes. Nothing happens."""
+    return answer(await here.moves.check(vm, wishes))
 
 
 @router.post("/{vm}/storage-moves", response_model=Operation, status_code=202)

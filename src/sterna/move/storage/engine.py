@@ -29,8 +29,9 @@ from sterna.errors import (
     VMWrongState,
     VolumeExists,
 )
+from sterna.model.check import Severity
 from sterna.model.edge import dump
-from sterna.model.move import Phase, Severity, StorageWishes
+from sterna.model.move import Phase, StorageWishes
 from sterna.model.operation import Operation
 from sterna.model.vm import RunState, VMRecord
 from sterna.move.storage.copy import Copies

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from sterna.model.check import Check, Severity
 from sterna.model.disk import Checkpoint, Image, ImageFormat, StateFile, Volume
 from sterna.model.host import PoolFacts
-from sterna.model.move import Check, DiskWish, Severity, StorageWishes
+from sterna.model.move import DiskWish, StorageWishes
 from sterna.model.vm import Disk, VMRecord, VMSpec
 from sterna.units import format_size
 from sterna.vms import chain

@@ -1,0 +1,52 @@
+"""What checks look at: facts that were gathered once, of the VM and both hosts. Nothing here looks.
+
+`sterna.move.preflight` gathers them. What a host says of itself is in `HostFacts`
+(`sterna.model.host`), so that a peer can ask for it; what is known of the VM in `GuestFacts`; what
+was tried between the two hosts in `LinkFacts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sterna.model.disk import Volume
+from sterna.model.host import HostFacts
+from sterna.model.move import MoveWishes
+from sterna.model.travel import Travel
+from sterna.model.vm import RunState, VMSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestFacts:
+    """The VM as its host sees it now."""
+
+    state: RunState
+    accel: str = ""  # of the running VM; empty when it is off
+    blocked: tuple[str, ...] = ()  # QEMU's own migration blockers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkFacts:
+    """What was tried from the source to the target's migration network."""
+
+    rate: float | None = None  # bytes/s that it carries now; None: not measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """May this VM go from here to there?"""
+
+    spec: VMSpec  # as it is here
+    guest: GuestFacts
+    travel: Travel  # what goes, where to; has the spec as the target shall have it
+    source: HostFacts
+    target: HostFacts
+    wishes: MoveWishes
+    link: LinkFacts = field(default_factory=LinkFacts)
+    users: Mapping[Volume, str] = field(default_factory=dict)  # files that other VMs use too
+
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing but definition and files goes."""
+        return self.guest.state is RunState.OFF

@@ -1,0 +1,27 @@
+"""The VM's own state: can it be moved just now?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sterna.checks.facts import Question
+from sterna.checks.registry import BLOCKER, Finding, check, here
+from sterna.model.vm import RunState
+
+MOVABLE = (RunState.RUNNING, RunState.PAUSED, RunState.OFF)
+
+
+@check("vm.state", BLOCKER, "The VM runs, is paused or is off; nothing in between")
+def state(q: Question) -> Iterator[Finding]:
+    if q.guest.state not in MOVABLE:
+        yield Finding(f"{q.spec.name} is {q.guest.state}", "See", here(q, f"vm show {q.spec.name}"))
+
+
+@check("vm.qemu-blocks", BLOCKER, "QEMU itself sees no obstacle in the running VM")
+def blocked(q: Question) -> Iterator[Finding]:
+    for reason in q.guest.blocked:
+        yield Finding(
+            f"QEMU cannot move {q.spec.name} now: {reason}",
+            "Stop it, and move it off",
+            here(q, f"vm stop {q.spec.name}"),
+        )

@@ -1,0 +1,137 @@
+"""Disks and files: their places on the target, room for them, and who else needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sterna.checks.facts import Question
+from sterna.checks.registry import BLOCKER, WARNING, Finding, check, here, there
+from sterna.model.host import PoolFacts
+from sterna.model.vm import Disk
+from sterna.units import format_size
+
+
+def _places(q: Question) -> Iterator[tuple[Disk, PoolFacts | None]]:
+    """Each disk as the target shall have it, and its pool there."""
+    have = {facts.pool.name: facts for facts in q.target.pools}
+    for disk in q.travel.spec.disks:
+        yield disk, have.get(disk.pool)
+
+
+@check("storage.pool-missing", BLOCKER, "The target has the pool of every disk")
+def pool_missing(q: Question) -> Iterator[Finding]:
+    for disk, pool in _places(q):
+        if pool is None:
+            yield Finding(
+                f"disk {disk.name} is to be in pool {disk.pool}, which {q.target.name} lacks",
+                f"Make it there: sterna --host {q.target.name} pool create {disk.pool} --path DIR; "
+                f"or name another: sterna move {q.spec.name} {q.target.name} --pool POOL",
+            )
+
+
+@check("storage.pool-broken", BLOCKER, "The target's pools of its disks can be used")
+def pool_broken(q: Question) -> Iterator[Finding]:
+    for disk, pool in _places(q):
+        if pool is not None and pool.problem:
+            yield Finding(
+                f"pool {disk.pool} of {q.target.name}: {pool.problem}",
+                "Mend it, then see",
+                there(q, "pool list"),
+            )
+
+
+@check(
+    "storage.not-the-same",
+    BLOCKER,
+    "A pool that both hosts declare shared is the same storage on both",
+)
+def not_the_same(q: Question) -> Iterator[Finding]:
+    here_ = {facts.pool.name: facts.pool for facts in q.source.pools}
+    for disk, pool in _places(q):
+        mine = here_.get(disk.pool)
+        if disk.name not in q.travel.disks or mine is None or pool is None or pool.problem:
+            continue
+        if mine.shared and pool.pool.shared and mine.identity != pool.pool.identity:
+            yield Finding(
+                f"pool {disk.pool} is declared shared, but is not the same storage on "
+                f"{q.source.name} ({mine.identity}) and {q.target.name} ({pool.pool.identity})",
+                "Mount the same storage on both hosts, or name another pool with --pool",
+            )
+
+
+@check("storage.disk-shared", BLOCKER, "No other VM uses a file that leaves")
+def disk_shared(q: Question) -> Iterator[Finding]:
+    for volume in q.travel.leaving:
+        if other := q.users.get(volume):
+            yield Finding(
+                f"{volume} is used by {other} too",
+                "Give each its own disk; see",
+                here(q, f"vm show {other}"),
+            )
+
+
+@check("storage.disk-locked", BLOCKER, "No other program has a file of a VM that is off open")
+def disk_locked(q: Question) -> Iterator[Finding]:
+    for volume in q.travel.locked:
+        yield Finding(
+            f"{q.spec.name} is off, but another program has {volume} open",
+            "End that program; find it with: lsof",
+        )
+
+
+@check(
+    "storage.snapshots-lost",
+    BLOCKER,
+    "No image that is mirrored holds snapshots of other programs, which a mirror does not carry",
+)
+def snapshots_lost(q: Question) -> Iterator[Finding]:
+    for mirror in q.travel.mirrors:
+        if mirror.snapshots:
+            yield Finding(
+                f"the image of disk {mirror.disk.name} holds snapshots, which only a move of a VM "
+                f"that is off carries: {', '.join(mirror.snapshots)}",
+                "Stop it and move it off; or, when it is off, delete them: qemu-img snapshot -d",
+            )
+
+
+@check("storage.bitmaps-lost", WARNING, "Dirty bitmaps of backups are kept")
+def bitmaps_lost(q: Question) -> Iterator[Finding]:
+    for mirror in q.travel.mirrors:
+        if mirror.lost:
+            yield Finding(
+                f"disk {mirror.disk.name} becomes raw and loses its dirty bitmaps: "
+                f"{', '.join(mirror.lost)}",
+                "Leave it qcow2, or let the next backup be a full one",
+            )
+
+
+def _rooms(q: Question) -> Iterator[tuple[str, int, PoolFacts]]:
+    """Pools that can be used, with the bytes that must be free there."""
+    have = {facts.pool.name: facts for facts in q.target.pools}
+    for pool, needed in q.travel.needs().items():
+        facts = have.get(pool)
+        if facts is not None and not facts.problem:
+            yield pool, needed, facts
+
+
+@check("storage.no-room", BLOCKER, "What travels fits into the target's pools")
+def no_room(q: Question) -> Iterator[Finding]:
+    for pool, needed, facts in _rooms(q):
+        if needed > facts.free:
+            yield Finding(
+                f"{q.spec.name} needs {format_size(needed)} in pool {pool} of {q.target.name}, "
+                f"which has {format_size(facts.free)} free",
+                "Make room there, or name another pool with --pool",
+            )
+
+
+@check("storage.may-fill-up", WARNING, "Disks that have grown to their full size would fit, too")
+def may_fill_up(q: Question) -> Iterator[Finding]:
+    for pool, needed, facts in _rooms(q):
+        whole = q.travel.grown(pool)
+        if needed <= facts.free < whole:
+            yield Finding(
+                f"pool {pool} of {q.target.name} has {format_size(facts.free)} free; the disks of "
+                f"{q.spec.name} may grow to {format_size(whole)}",
+                "Make room there before they do",
+            )

@@ -1,0 +1,3 @@
+"""Trust between the two hosts: certificates and names."""
+
+from __future__ import annotations

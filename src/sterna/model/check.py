@@ -1,0 +1,78 @@
+"""What is found before anything happens: one finding, and what a move was approved with. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sterna.model.move import MoveWishes
+
+
+class Severity(StrEnum):
+    """What a finding means for the one who wants to go on."""
+
+    BLOCKER = "blocker"  # it would fail, or hurt: not begun
+    WARNING = "warning"  # it would work, and something is worth to know or mend first
+    INFO = "info"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One preflight finding with the actual values of both sides, and its fix.
+
+    `command` is the fix as one complete command line, if it can be had as one: nothing in it is
+    left to fill in. `is_safe`: it changes no guest and destroys nothing, so `--fix` may run it.
+    """
+
+    id: str  # stable: "network.switch-missing"
+    severity: Severity
+    finding: str
+    fix: str = ""  # for people; names the command
+    command: str = ""
+    is_safe: bool = False
+
+
+class Outcome(StrEnum):
+    """The worst of all findings."""
+
+    WELL = "well"
+    WARNED = "warned"
+    BLOCKED = "blocked"
+
+
+def outcome(found: Iterable[Check]) -> Outcome:
+    """What all of `found` come to."""
+    severities = {one.severity for one in found}
+    if Severity.BLOCKER in severities:
+        return Outcome.BLOCKED
+    return Outcome.WARNED if Severity.WARNING in severities else Outcome.WELL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where one disk is, and where it will be."""
+
+    disk: str
+    pool: str
+    to: str  # pool of the target
+    travels: bool  # False: both hosts share the pool
+    size: int  # bytes to copy, about
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveReport:
+    """All that a check of a move says. The JSON of `POST /v1/vms/{vm}/moves:check`."""
+
+    version: int = 1
+    vm: str
+    vm_id: str
+    source: str
+    target: str
+    made: str  # RFC 3339
+    outcome: Outcome
+    wishes: MoveWishes
+    findings: tuple[Check, ...]
+    places: tuple[Place, ...] = ()
+    carrier: str = ""  # of a VM that runs
+    carrier_reason: str = ""

@@ -1,0 +1,68 @@
+"""Words for tests of checks: an administrator on a host of a lab who checks, mends and moves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from sterna.lab.hosts import Host
+
+SCRIPT = Path(sys.executable).with_name("sterna")
+TIMEOUT_S = 90
+CLEAN, REFUSED, WARNED = 0, 3, 10
+
+
+class Administrator:
+    """Somebody at a shell on `host`, which knows the other hosts of its lab by name."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def ask(self, line: str) -> subprocess.CompletedProcess[str]:
+        """Run a command line as it was printed; `sterna` is that of this Python."""
+        argv = shlex.split(line)
+        argv[0] = str(SCRIPT) if argv[0] == "sterna" else argv[0]
+        return subprocess.run(
+            self.host.command(argv),
+            capture_output=True,
+            text=True,
+            env={**os.environ, "STERNA_CONFIG": str(self.host.config), "COLUMNS": "200"},
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+
+    def run(self, line: str, code: int = 0) -> str:
+        """Run a command line that must end with `code`; what it printed."""
+        done = self.ask(line)
+        assert done.returncode == code, (line, done.stdout, done.stderr)
+        return done.stdout
+
+    def check(self, vm: str, target: Host, options: str = "") -> dict[str, Any]:
+        """The report of a check, whose exit code says the same."""
+        done = self.ask(f"sterna check {vm} {target.name} {options} -o json")
+        assert done.stdout, done.stderr
+        report = json.loads(done.stdout)
+        assert "outcome" in report, report
+        codes = {"well": CLEAN, "warned": WARNED, "blocked": REFUSED}
+        assert done.returncode == codes[report["outcome"]]
+        return dict(report)
+
+    def finds(self, vm: str, target: Host, options: str = "") -> dict[str, dict[str, Any]]:
+        """Findings by id."""
+        return {one["id"]: one for one in self.check(vm, target, options)["findings"]}
+
+    def is_refused(self, vm: str, target: Host, identity: str) -> None:
+        """A move does not begin, for that reason."""
+        body = {"target": target.name}
+        done = self.ask(f"sterna move {vm} {target.name} -o json")
+        assert done.returncode == REFUSED, (body, done.stdout, done.stderr)
+        assert identity in done.stdout + done.stderr
+
+    def moves(self, vm: str, target: Host, options: str = "") -> None:
+        """A move that must succeed."""
+        self.run(f"sterna move {vm} {target.name} {options}")
