@@ -1,7 +1,7 @@
 """Reference pages made from the code itself, so that they cannot drift from it.
 
 Directives: `sterna-errors` (every problem code), `sterna-exit-codes`, `sterna-config` (keys of
-sternad.toml with types and defaults), `sterna-cli` (the help of every command), `sterna-convergence` (what is done when a guest is too busy).
+sternad.toml with types and defaults), `sterna-checks` (every check of a move), `sterna-cli` (the help of every command), `sterna-convergence` (what is done when a guest is too busy).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 import sterna
-from sterna import config
+from sterna import checks, config
+from sterna.checks import registry
 from sterna.cli.command import Settings
 from sterna.cli.main import sterna as command_line
 from sterna.errors import SternaError
@@ -184,6 +185,20 @@ def _rung(rung: policy.Rung) -> str:
             return "give up and undo"
 
 
+class Checks(FromCode):
+    """`sterna-checks`: every check, by area."""
+
+    def lines(self) -> Iterator[str]:
+        for area in checks.__all__:
+            module = import_module(f"sterna.checks.{area}")
+            found = [one for one in registry.CHECKS.values() if one.area == area]
+            yield from ("", f"**{area}.** {_sentence(module.__doc__)}")
+            yield from _table(
+                ("id", "severity", "what it makes sure of"),
+                [(f"`{one.id}`", str(one.severity), one.meaning) for one in found],
+            )
+
+
 class CommandLine(FromCode):
     def lines(self) -> Iterator[str]:
         yield from _help(command_line, "sterna", None)
@@ -208,6 +223,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("sterna-errors", Errors)
     app.add_directive("sterna-exit-codes", ExitCodes)
     app.add_directive("sterna-config", Configuration)
+    app.add_directive("sterna-checks", Checks)
     app.add_directive("sterna-cli", CommandLine)
     app.add_directive("sterna-convergence", Convergence)
     return {"parallel_read_safe": True}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 
 import pytest
 
-from checking import Administrator
+from checking import REFUSED, Administrator
 from sterna.lab import vm
 from sterna.lab.vm import Load
 
@@ -52,3 +54,64 @@ def test_what_is_found_is_mended_by_its_command_and_the_move_goes(lab, admin):
         there.client.delete("/v1/vms/tern")
         there.client.delete("/v1/switches/lan")
         there.client.post("/v1/switches", {"name": "lan", "uplink": "data0"})
+
+
+def make(host, *, pool: str = "local", **more: object) -> None:
+    """tern, off, with one small disk and one NIC."""
+    disk = {"name": "vda", "pool": pool, "size": "16MiB"}
+    nic = {"name": "net0", "switch": "lan"}
+    host.client.post("/v1/vms", {"name": "tern", "memory": "64MiB", "disks": [disk], "nics": [nic], **more})  # fmt: skip
+
+
+def test_a_plan_is_edited_checked_again_and_done_as_approved(lab, admin, tmp_path):
+    here, there = lab.hosts
+    make(here)
+    report = admin.check("tern", there)
+    assert report["wishes"]["disks"] == {"vda": {"pool": "local", "format": None}}
+    report["wishes"]["disks"]["vda"]["pool"] = "shared"
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(report))
+    edited = admin.ask(f"sterna move --plan {plan}")
+    assert edited.returncode == REFUSED  # nobody has approved what that means
+    assert "target.pool.shared" in edited.stderr
+    plan.write_text(admin.run(f"sterna check --plan {plan} -o json"))
+    admin.run(f"sterna move --plan {plan}")
+    (disk,) = there.client.get("/v1/vms/tern")["spec"]["disks"]
+    assert disk["pool"] == "shared"
+
+
+def test_a_plan_whose_facts_have_changed_is_refused_with_the_difference(lab, admin, tmp_path):
+    here, there = lab.hosts
+    make(here)
+    plan = tmp_path / "plan.json"
+    plan.write_text(admin.run(f"sterna check tern {there.name} -o json"))
+    there.client.delete("/v1/switches/lan")
+    try:
+        there.client.post("/v1/switches", {"name": "lan"})
+        refused = admin.ask(f"sterna move --plan {plan}")
+        assert refused.returncode == REFUSED
+        assert "target.switch.lan was uplink data0" in refused.stderr
+        assert "no uplink" in refused.stderr
+        assert [vm["state"] for vm in here.client.get("/v1/vms")] == ["off"]
+    finally:
+        there.client.delete("/v1/switches/lan")
+        there.client.post("/v1/switches", {"name": "lan", "uplink": "data0"})
+    admin.run(f"sterna move --plan {plan}")
+    assert there.client.get("/v1/vms/tern")["state"] == "off"
+
+
+def test_a_vm_that_is_busy_is_waited_for_by_the_safe_fix(lab, admin):
+    here, there = lab.hosts
+    disk = {"name": "vda", "pool": "local", "size": "64MiB", "format": "raw"}
+    here.client.post("/v1/vms", {"name": "tern", "memory": "64MiB", "disks": [disk]})
+    image = here.folder / "pool" / "tern-vda.raw"
+    with image.open("r+b") as file:
+        file.write(os.urandom(48 << 20))
+    limit = {"target": there.name, "bandwidth": "12MB"}
+    operation = here.client.post("/v1/vms/tern/moves", limit)
+    found = admin.finds("tern", there)["vm.busy"]
+    assert found["command"] == f"sterna op wait {operation['id']}"
+    here.client.post(f"/v1/operations/{operation['id']}:cancel")
+    done = admin.ask(f"sterna check tern {there.name} --fix")
+    assert (done.returncode, done.stdout) == (0, f"tern can move to {there.name}: nothing in its way\n")  # fmt: skip
+    admin.moves("tern", there)

@@ -24,6 +24,9 @@ class GuestFacts:
     state: RunState
     accel: str = ""  # of the running VM; empty when it is off
     blocked: tuple[str, ...] = ()  # QEMU's own migration blockers
+    status: str = ""  # QEMU's own word for its run state, such as io-error; empty when it is off
+    doing: str = ""  # what another operation does with it now
+    operation: str = ""  # that one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

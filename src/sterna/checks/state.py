@@ -11,6 +11,19 @@ from sterna.model.vm import RunState
 MOVABLE = (RunState.RUNNING, RunState.PAUSED, RunState.OFF)
 
 
+@check("vm.busy", BLOCKER, "Nothing else is being done with the VM: no move, no checkpoint")
+def busy(q: Question) -> Iterator[Finding]:
+    if not q.guest.doing:
+        return
+    begun = bool(q.guest.operation)
+    yield Finding(
+        f"{q.spec.name} is busy on {q.source.name}: {q.guest.doing}",
+        "Wait until that has ended" if begun else "Ask again in a moment",
+        here(q, f"op wait {q.guest.operation}") if begun else "",
+        is_safe=begun,
+    )
+
+
 @check("vm.state", BLOCKER, "The VM runs, is paused or is off; nothing in between")
 def state(q: Question) -> Iterator[Finding]:
     if q.guest.state not in MOVABLE:

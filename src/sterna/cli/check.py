@@ -21,29 +21,95 @@ CHECK_S = 60.0  # hosts that do not answer are given up long before
     examples=(
         "sterna check web host-b",
         "sterna check web host-b --pool fast --disk vdb=archive:raw",
+        "sterna check web host-b --fix",
         "sterna check web host-b -o json | jq .findings",
+        "sterna check web host-b -o json > plan.json; sterna move --plan plan.json",
     ),
 )
-@click.argument("vm", metavar="VM", shell_complete=complete.vms)
-@click.argument("target", metavar="HOST", shell_complete=complete.others)
+@click.argument("vm", metavar="VM", required=False, shell_complete=complete.vms)
+@click.argument("target", metavar="HOST", required=False, shell_complete=complete.others)
 @options
+@click.option(
+    "--plan",
+    type=click.Path(),
+    metavar="FILE",
+    help="Check a plan again: the report of a check, whose wishes may have been edited.",
+)
+@click.option(
+    "--fix", is_flag=True, help="Run the commands of all fixes that are safe, then check."
+)
 @click.pass_obj
-def check(settings: Settings, /, vm: str, target: str, **wished: Any) -> int:
+def check(
+    settings: Settings,
+    /,
+    vm: str | None,
+    target: str | None,
+    plan: str | None,
+    fix: bool,
+    **wished: Any,
+) -> int:
     """Check whether a VM can move to HOST, as `sterna move` does before it begins.
 
-    Nothing is changed. A blocker is a reason why the move would fail or hurt and is not begun; a
-    warning is worth to be known first. Exit code: 0 all is well, 10 warnings, 3 blockers.
+    A blocker is a reason why the move would fail or hurt, and is not begun; a warning is worth to
+    be known first. Nothing is changed, unless with --fix, which runs the fixes that change no
+    guest and destroy nothing. With -o json the report is a plan, which `sterna move --plan` follows
+    to the letter. Exit code: 0 all is well, 10 warnings, 3 blockers.
     """
     from sterna.cli.output import document  # noqa: PLC0415 - start-up time
     from sterna.client import segment  # noqa: PLC0415
 
-    body = wishes(target, wished)
-    report = settings.client().post(f"/v1/vms/{segment(vm)}/moves:check", body, wait_s=CHECK_S)
+    vm, body = _asked(vm, target, plan, wished)
+    path = f"/v1/vms/{segment(vm)}/moves:check"
+    report = settings.client().post(path, body, wait_s=CHECK_S)
+    if fix and _mend(settings, report["findings"]):
+        report = settings.client().post(path, body, wait_s=CHECK_S)
     if settings.is_json:
         document(report)
     else:
         _show(report)
     return EXIT[report["outcome"]]
+
+
+def _asked(
+    vm: str | None, target: str | None, file: str | None, wished: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """VM and body of the check."""
+    if file is not None:
+        from sterna.cli import plan  # noqa: PLC0415 - start-up time
+
+        plan.require_alone({"VM": vm, "HOST": target, **wished})
+        old = plan.read(file)
+        return old["vm_id"], plan.again(old)
+    if vm is None or target is None:
+        missing = "VM" if vm is None else "HOST"
+        raise click.UsageError(f"Missing argument '{missing}'.", click.get_current_context())
+    return vm, wishes(target, wished)
+
+
+def _mend(settings: Settings, found: list[dict[str, Any]]) -> bool:
+    """Run the commands of the fixes that are safe, each once; whether there were any."""
+    from contextlib import redirect_stdout  # noqa: PLC0415 - start-up time
+    from copy import copy  # noqa: PLC0415
+    from shlex import split  # noqa: PLC0415
+    from sys import stderr  # noqa: PLC0415
+
+    from sterna.cli.failure import report  # noqa: PLC0415
+    from sterna.cli.main import sterna  # noqa: PLC0415
+    from sterna.cli.output import note  # noqa: PLC0415
+
+    commands = dict.fromkeys(one["command"] for one in found if one["is_safe"])
+    for command in commands:
+        note(f"+ {command}")
+        arguments = split(command)[1:]
+        # The host that was asked, unless the command names another.
+        same = Settings() if "--host" in arguments else copy(settings)
+        same.output = "table"
+        try:
+            with redirect_stdout(stderr):
+                sterna.main(args=arguments, prog_name="sterna", standalone_mode=False, obj=same)
+        except Exception as error:  # noqa: BLE001 - the check that follows tells what is left
+            report(error, same, arguments)
+    return bool(commands)
 
 
 def _show(report: dict[str, Any]) -> None:

@@ -107,10 +107,11 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
         "sterna move web host-b --deadline 10m -o json | tail -n 1",
         "sterna move web --storage fast",
         "sterna move web --storage vda=fast vdb=archive:raw --keep-source",
+        "sterna check web host-b -o json > plan.json; sterna move --plan plan.json",
         "sterna op wait $(sterna move web host-b --detach)",
     ),
 )
-@click.argument("vm", metavar="VM", shell_complete=complete.vms)
+@click.argument("vm", metavar="VM", required=False, shell_complete=complete.vms)
 @click.argument("where", metavar="HOST | POOL | DISK=POOL...", nargs=-1, shell_complete=_places)
 @click.option(
     "--storage",
@@ -118,10 +119,22 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Stay on this host; instead of HOST give a POOL for all disks, or DISK=POOL[:FORMAT]...",
 )
 @options
+@click.option(
+    "--plan",
+    type=click.Path(),
+    metavar="FILE",
+    help="Move exactly as `sterna check -o json` has planned, or not at all; instead of VM and HOST.",
+)
 @click.option("--detach", is_flag=True, help="Print the operation's id and do not wait.")
 @click.pass_obj
 def move(
-    settings: Settings, /, vm: str, where: tuple[str, ...], detach: bool, **wished: Any
+    settings: Settings,
+    /,
+    vm: str | None,
+    where: tuple[str, ...],
+    plan: str | None,
+    detach: bool,
+    **wished: Any,
 ) -> int:
     """Move a VM to another host, live if it runs, with its disks unless the hosts share them.
 
@@ -134,7 +147,12 @@ def move(
     from sterna.cli import follow  # noqa: PLC0415 - start-up time
     from sterna.client import segment  # noqa: PLC0415
 
-    body = _storage(where, wished) if wished["storage"] else _host(where, wished)
+    if plan is not None:
+        vm, body = _planned(plan, {"VM": vm, "HOST": where, **wished})
+    elif vm is None:
+        raise click.UsageError("Missing argument 'VM'.", click.get_current_context())
+    else:
+        body = _storage(where, wished) if wished["storage"] else _host(where, wished)
     kind = "storage-moves" if wished["storage"] else "moves"
     client = settings.client()
     with follow.Interrupts() as interrupts:
@@ -142,6 +160,15 @@ def move(
         if detach:
             return follow.detached(settings, operation)
         return follow.to_end(settings, client, operation, interrupts, on_interrupt="cancel")
+
+
+def _planned(file: str, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """VM and body of a move that a plan describes."""
+    from sterna.cli import plan  # noqa: PLC0415 - start-up time
+
+    plan.require_alone(given)
+    approved = plan.read(file)
+    return approved["vm_id"], plan.approved(approved)
 
 
 def _host(where: tuple[str, ...], wished: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,14 @@ class MoveRefused(Refused):
     hint = "{fix}"
 
 
+class PlanOutdated(Refused):
+    """`changes` holds what is not as it was approved, a phrase each."""
+
+    code = "move.plan-outdated"
+    text = "{vm} does not move as planned, because things have changed: {summary}"
+    hint = "Look at the change, then check again: sterna check {vm} {target} -o json"
+
+
 class MoveFailed(Failed):
     code = "move.failed"
     text = "the move of {vm} to {target} failed in phase {phase} and was undone: {reason}"

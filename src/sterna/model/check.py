@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from sterna.model.move import MoveWishes
@@ -62,7 +62,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoveReport:
-    """All that a check of a move says. The JSON of `POST /v1/vms/{vm}/moves:check`."""
+    """All that a check of a move says. The JSON of `POST /v1/vms/{vm}/moves:check`.
+
+    It is a plan, too: `wishes` may be edited and checked again, and a move with `facts` and the ids
+    of `findings` as its `approved` is done exactly so or refused.
+    """
 
     version: int = 1
     vm: str
@@ -73,6 +77,7 @@ class MoveReport:
     outcome: Outcome
     wishes: MoveWishes
     findings: tuple[Check, ...]
+    facts: dict[str, str] = field(default_factory=dict)  # what the plan rests on
     places: tuple[Place, ...] = ()
     carrier: str = ""  # of a VM that runs
     carrier_reason: str = ""

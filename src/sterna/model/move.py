@@ -62,6 +62,16 @@ class DiskWish:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Approved:
+    """What a move was checked and approved with; taken from the report of its check."""
+
+    __pydantic_config__ = STRICT
+
+    facts: dict[str, str]
+    findings: tuple[str, ...] = ()  # ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MoveWishes:
     """What the user asks for, beyond VM and target. The body of POST /v1/vms/{vm}/moves."""
 
@@ -80,6 +90,7 @@ class MoveWishes:
     parallel_disks: int = DEFAULT_PARALLEL_DISKS
     disk_copy: DiskCopy = "auto"  # of a VM that runs
     carrier: Carrier = "auto"  # of a VM that runs
+    approved: Approved | None = None  # refuse it if anything is not as it was then
 
     def __post_init__(self) -> None:
         _require_downtime(self.max_downtime_ms)

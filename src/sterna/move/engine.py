@@ -59,7 +59,8 @@ class Moves:
                 return await Move(vm, peer, wishes, travel, **go_with).run()
             job.log(f"its disks are frozen and sent as files: {why}")
             await self._seeds.sow(vm, job)
-            _, again = await self._preflight.require(vm, wishes)
+            unbound = replace(wishes, approved=None)  # frozen, its disks are others than approved
+            _, again = await self._preflight.require(vm, unbound)
             sown = replace(again.travel, is_sown=True)
             return await Move(vm, peer, wishes, sown, **go_with).run()
 

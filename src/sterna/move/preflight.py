@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from sterna import clock
+from sterna.checks import plan as approval
 from sterna.checks import registry
 from sterna.checks.facts import GuestFacts, LinkFacts, Question
-from sterna.errors import MoveRefused, SternaError
+from sterna.errors import MoveRefused, PlanOutdated, SternaError
 from sterna.model.check import Check, MoveReport, Place, Severity, outcome
 from sterna.model.disk import Volume
 from sterna.model.host import HostFacts
@@ -63,12 +64,13 @@ class Preflight:
     async def report(self, vm: VM, wishes: MoveWishes) -> MoveReport:
         """What would become of that move. An error that ends the look is a blocker in it."""
         try:
-            prepared = await self.look(vm, wishes)
+            prepared = await self.look(vm, wishes, (vm.doing, vm.operation))
         except SternaError as error:
             return self._report(vm, wishes, (as_found(error),))
         travel, choice = prepared.travel, prepared.choice
         return replace(
-            self._report(vm, wishes, prepared.found),
+            self._report(vm, approval.settled(prepared.question), prepared.found),
+            facts=approval.facts(prepared.question),
             places=_places(vm, travel),
             carrier=choice.kind if choice else "",
             carrier_reason=choice.reason if choice else "",
@@ -87,13 +89,24 @@ class Preflight:
         )
 
     async def require(self, vm: VM, wishes: MoveWishes) -> tuple[Peer, Prepared]:
-        """The same for a move that shall begin. Raises MoveRefused, HostUnknown, HostUnreachable."""
+        """The same for a move that shall begin.
+
+        Raises PlanOutdated, MoveRefused, HostUnknown, HostUnreachable.
+        """
         prepared = await self.look(vm, wishes)
+        if wishes.approved is not None:
+            now = approval.facts(prepared.question)
+            changes = list(approval.changes(wishes.approved, now, prepared.found))
+            if changes:
+                summary = "; ".join(changes)
+                raise PlanOutdated(
+                    vm=vm.name, target=wishes.target, summary=summary, changes=changes
+                )
         registry.refuse_blockers(vm.name, wishes.target, prepared.found)
         return self._peers.get(wishes.target), prepared
 
-    async def look(self, vm: VM, wishes: MoveWishes) -> Prepared:
-        """Gather all facts and ask all checks.
+    async def look(self, vm: VM, wishes: MoveWishes, doing: tuple[str, str] = ("", "")) -> Prepared:
+        """Gather all facts and ask all checks. `doing`: who else holds the VM, and its operation.
 
         Raises HostUnknown, HostUnreachable, VolumeMissing, and MoveRefused for wishes that
         contradict themselves.
@@ -103,7 +116,7 @@ class Preflight:
         source, there, guest, link = await asyncio.gather(  # at once: each takes a moment
             self._gather(),
             _nothing() if peer is None else peer.facts(),
-            _guest(vm),
+            _guest(vm, doing),
             _link(vm, peer),
         )
         target = there or source
@@ -144,16 +157,18 @@ async def _nothing() -> None:
     return None
 
 
-async def _guest(vm: VM) -> GuestFacts:
+async def _guest(vm: VM, doing: tuple[str, str]) -> GuestFacts:
     process = vm.record.process
-    if vm.process is None:
-        return GuestFacts(state=vm.state, accel=process.accel if process else "")
-    info = await vm.qmp.query_migrate()
-    return GuestFacts(
+    facts = GuestFacts(
         state=vm.state,
         accel=process.accel if process else "",
-        blocked=tuple(info.blocked_reasons),
+        doing=doing[0],
+        operation=doing[1],
     )
+    if vm.process is None or vm.monitor is None:
+        return facts
+    info, status = await vm.qmp.query_migrate(), await vm.qmp.query_status()
+    return replace(facts, blocked=tuple(info.blocked_reasons), status=status)
 
 
 async def _link(vm: VM, peer: Peer | None) -> LinkFacts:
