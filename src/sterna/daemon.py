@@ -68,7 +68,7 @@ class Daemon:
         self.ports = Ports(self.vms, self.checkpoints)
         self.seeds = Seeds(self.vms, self.checkpoints)
         self.incoming.on_arrival = self.seeds.make_whole
-        self.moves = Moves(self.vms, self.peers, self.facts, self.seeds)
+        self.moves = Moves(self.vms, self.peers, self.facts, self.seeds, self.inspections)
         self.doubts = Doubts(self.vms, self.peers, self.incoming)
 
     async def facts(self, *, with_switches: bool = True) -> HostFacts:

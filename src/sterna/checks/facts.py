@@ -37,6 +37,23 @@ class LinkFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+    clock_ahead_s: float = 0.0  # the target's clock, certainly; negative: behind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """Whether the target saw what the source had just made in a pool that both have."""
+
+    is_same: bool | None  # None: nothing could be made there
+    reason: str = ""  # why not
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateFacts:
+    """By which one of the two hosts is known to the other."""
+
+    host: str
+    days_left: float
 class Question:
     """May this VM go from here to there?"""
 
@@ -50,6 +67,9 @@ class Question:
     users: Mapping[Volume, str] = field(default_factory=dict)  # files that other VMs use too
 
     @property
+    proofs: Mapping[str, Proof] = field(default_factory=dict)  # of pools that both say to share
+    files: frozenset[str] = frozenset()  # of `boot`, those that the target has
+    certificates: tuple[CertificateFacts, ...] = ()
     def is_off(self) -> bool:
         """Whether nothing but definition and files goes."""
         return self.guest.state is RunState.OFF

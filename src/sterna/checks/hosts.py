@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sterna.checks.facts import Question
-from sterna.checks.registry import BLOCKER, Finding, check
+from sterna.checks.registry import BLOCKER, INFO, WARNING, Finding, check, there
+
+CLOCK_S = 5.0  # between hosts that are kept in time it is milliseconds
 
 
 @check("host.same", BLOCKER, "The target is another host than the one where the VM is")
@@ -24,4 +26,36 @@ def api(q: Question) -> Iterator[Finding]:
         yield Finding(
             f"{q.source.name} speaks API {q.source.api}, {q.target.name} speaks {q.target.api}",
             "Bring both hosts to the same version of Sterna",
+        )
+
+
+@check("host.version", INFO, "Both hosts run the same version of Sterna")
+def version(q: Question) -> Iterator[Finding]:
+    if q.source.sterna != q.target.sterna and q.source.api == q.target.api:
+        yield Finding(
+            f"{q.source.name} runs Sterna {q.source.sterna}, {q.target.name} {q.target.sterna}; "
+            f"they understand each other",
+            "Bring both to the same one when you can",
+        )
+
+
+@check("host.clock", WARNING, "The clocks of both hosts agree")
+def clock(q: Question) -> Iterator[Finding]:
+    ahead = q.link.clock_ahead_s
+    if abs(ahead) > CLOCK_S:
+        yield Finding(
+            f"the clock of {q.target.name} is {abs(ahead):.0f} s "
+            f"{'ahead of' if ahead > 0 else 'behind'} that of {q.source.name}: times in logs and "
+            f"operations do not compare, and certificates may seem to have ended",
+            "Let the same time servers keep both; look on each with: timedatectl",
+        )
+
+
+@check("host.problems", WARNING, "The target reports no problem of its own")
+def problems(q: Question) -> Iterator[Finding]:
+    for problem in q.target.problems:
+        yield Finding(
+            f"{q.target.name} says: {problem}",
+            "Mend that first; see",
+            there(q, "host show"),
         )

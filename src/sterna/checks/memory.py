@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sterna.checks.facts import Question
-from sterna.checks.registry import BLOCKER, Finding, check
+from sterna.checks.registry import BLOCKER, WARNING, Finding, check
 from sterna.units import format_size
 
 
@@ -16,4 +16,16 @@ def enough(q: Question) -> Iterator[Finding]:
             f"{q.spec.name} needs {format_size(q.spec.memory)}, {q.target.name} has "
             f"{format_size(q.target.memory_free)} to give",
             f"Stop or move a VM of {q.target.name} first",
+        )
+
+
+@check(
+    "host.processors", WARNING, "The target has a processor for each of the VM's, if this host has"
+)
+def processors(q: Question) -> Iterator[Finding]:
+    if q.target.cpus < min(q.spec.vcpus, q.source.cpus):
+        yield Finding(
+            f"{q.spec.name} has {q.spec.vcpus} processors; {q.source.name} has {q.source.cpus} for "
+            f"them, {q.target.name} has {q.target.cpus}",
+            "Move it where there are more, or expect it to be slower",
         )

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from sterna.checks.facts import Question
-from sterna.errors import MoveRefused
+from sterna.errors import MoveRefused, SternaError
 from sterna.model.check import Check, Severity
 
 BLOCKER, WARNING, INFO = Severity.BLOCKER, Severity.WARNING, Severity.INFO
@@ -75,6 +75,42 @@ def check(identity: str, severity: Severity, meaning: str) -> Callable[[Ask], As
         return ask
 
     return register
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How an error that ended the look is told: by words that it says."""
+
+    id: str
+    words: tuple[str, ...]
+    fix: str  # a template of the error's facts
+
+    def of(self, error: SternaError) -> Check | None:
+        """The finding, if `error` is of this kind."""
+        if not any(word in error.message for word in self.words):
+            return None
+        facts = {"peer": "the target", "url": "its address", **error.facts}
+        return Check(
+            id=self.id, severity=BLOCKER, finding=error.message, fix=self.fix.format(**facts)
+        )
+
+
+FAILURES: list[Failure] = []
+
+
+def failure(identity: str, meaning: str, words: tuple[str, ...], fix: str) -> None:
+    """Register a reason for which the target cannot even be asked."""
+    CHECKS[identity] = Registered(identity, "trust", BLOCKER, meaning, lambda _: iter(()))
+    FAILURES.append(Failure(identity, words, fix))
+
+
+def told(error: SternaError) -> Check:
+    """An error that ended the look, as the finding that it is."""
+    for one in FAILURES:
+        if (found := one.of(error)) is not None:
+            return found
+    text = str(error.facts["summary"]) if isinstance(error, MoveRefused) else error.message
+    return Check(id=error.code, severity=BLOCKER, finding=text, fix=error.advice)
 
 
 def here(q: Question, command: str) -> str:  # noqa: ARG001 - says where, as `there` does

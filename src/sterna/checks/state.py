@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sterna.checks.facts import Question
-from sterna.checks.registry import BLOCKER, Finding, check, here
+from sterna.checks.registry import BLOCKER, WARNING, Finding, check, here
 from sterna.model.vm import RunState
 
 MOVABLE = (RunState.RUNNING, RunState.PAUSED, RunState.OFF)
@@ -37,4 +37,15 @@ def blocked(q: Question) -> Iterator[Finding]:
             f"QEMU cannot move {q.spec.name} now: {reason}",
             "Stop it, and move it off",
             here(q, f"vm stop {q.spec.name}"),
+        )
+
+
+@check("vm.io-error", WARNING, "The guest does not stand still because its storage failed")
+def io_error(q: Question) -> Iterator[Finding]:
+    if q.guest.status == "io-error":
+        yield Finding(
+            f"{q.spec.name} was paused on {q.source.name} because a disk of it gave an error, such "
+            f"as a full pool",
+            "Mend the storage, then let it go on",
+            here(q, f"vm resume {q.spec.name}"),
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from sterna.checks.facts import Question
 from sterna.checks.registry import BLOCKER, WARNING, Finding, check, here, there
 from sterna.model.host import PoolFacts
-from sterna.model.vm import Disk
+from sterna.model.vm import Disk, VMSpec
 from sterna.units import format_size
 
 
@@ -51,12 +51,56 @@ def not_the_same(q: Question) -> Iterator[Finding]:
         mine = here_.get(disk.pool)
         if disk.name not in q.travel.disks or mine is None or pool is None or pool.problem:
             continue
-        if mine.shared and pool.pool.shared and mine.identity != pool.pool.identity:
+        if not (mine.shared and pool.pool.shared):
+            continue
+        fix = "Mount the same storage on both hosts, or name another pool with --pool"
+        if mine.identity != pool.pool.identity:
             yield Finding(
                 f"pool {disk.pool} is declared shared, but is not the same storage on "
                 f"{q.source.name} ({mine.identity}) and {q.target.name} ({pool.pool.identity})",
-                "Mount the same storage on both hosts, or name another pool with --pool",
+                fix,
             )
+        elif _is_apart(q, disk.pool):
+            yield Finding(
+                f"pool {disk.pool} is a copy and not the same storage on {q.source.name} "
+                f"({mine.path}) and {q.target.name} ({pool.pool.path}): they have the same "
+                f"identity, but what is written on one is not seen on the other",
+                fix,
+            )
+
+
+def _is_apart(q: Question, pool: str) -> bool:
+    proof = q.proofs.get(pool)
+    return proof is not None and proof.is_same is False
+
+
+@check("storage.not-proven", WARNING, "Shared storage could be proven to be the same on both hosts")
+def not_proven(q: Question) -> Iterator[Finding]:
+    for pool, proof in q.proofs.items():
+        if proof.is_same is None:
+            yield Finding(
+                f"nothing can be written to pool {pool} of {q.source.name} ({proof.reason}), so "
+                f"that it is the same storage on {q.target.name} is believed for its identity",
+                "Look at the storage",
+                here(q, "pool list"),
+            )
+
+
+@check("storage.boot-missing", WARNING, "The target has the kernel that the VM boots")
+def boot_missing(q: Question) -> Iterator[Finding]:
+    for path in boot_files(q.spec):
+        if path not in q.files:
+            yield Finding(
+                f"{q.spec.name} boots {path}, which {q.target.name} lacks: it could not start "
+                f"there again",
+                f"Bring that file to {q.target.name}",
+            )
+
+
+def boot_files(spec: VMSpec) -> tuple[str, ...]:
+    """Files of a host that the VM needs when it starts."""
+    boot = spec.boot
+    return tuple(path for path in (boot.kernel, boot.initrd) if path) if boot else ()
 
 
 @check("storage.disk-shared", BLOCKER, "No other VM uses a file that leaves")

@@ -31,7 +31,7 @@ from sterna.errors import (
     SwitchUnusable,
     VLANUnsupported,
 )
-from sterna.host import storage
+from sterna.host import proof, storage
 from sterna.host.network import Network, bridge_name
 from sterna.host.store import Damaged, Store
 from sterna.model.disk import STRICT
@@ -241,6 +241,23 @@ class Pools:
     async def facts_of(self, name: str) -> PoolFacts:
         """Space and state of one. Raises PoolNotFound."""
         return await asyncio.to_thread(self._probe, self.get(name))
+
+    # ---- is it the same on another host? -----------------------------------------------------
+
+    async def make_proof(self, name: str, token: str) -> None:
+        """Make a name there that another host can look for. Raises PoolNotFound, PoolUnusable, OSError."""
+        await self._bounded(self.get(name), lambda pool: proof.make(pool, token))
+
+    async def remove_proof(self, name: str, token: str) -> None:
+        """Remove it. Raises PoolNotFound, PoolUnusable, OSError."""
+        await self._bounded(self.get(name), lambda pool: proof.remove(pool, token))
+
+    async def sees_proof(self, name: str, token: str) -> bool:
+        """Whether that name is in the pool here."""
+        try:
+            return await self._bounded(self.get(name), lambda pool: proof.is_seen(pool, token))
+        except (PoolNotFound, PoolUnusable, RecordDamaged, OSError):
+            return False
 
     # ---- a share may hang --------------------------------------------------------------------
 

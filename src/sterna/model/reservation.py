@@ -20,6 +20,8 @@ MAX_MIRRORS = 256  # QEMU's block jobs of one VM
 MAX_CHANNELS = 64
 MAX_NVRAM = 64 << 20  # base64
 MAX_GRACE_S = 3600.0
+MAX_LOOKS = 256
+TOKEN = re.compile(r"[0-9a-f]{32}")
 OPERATION = re.compile(r"[A-Za-z0-9-]{0,64}")
 
 CarrierKind = Literal["direct", "compression"]
@@ -102,6 +104,36 @@ class Probe:
 
     def __post_init__(self) -> None:
         _within("port", self.port, 0, MAX_PORT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """Source to target: look whether these are there. `tokens`: by pool, made there just now."""
+
+    __pydantic_config__ = STRICT
+
+    tokens: dict[str, str] = field(default_factory=dict)
+    files: tuple[str, ...] = ()  # absolute paths
+
+    def __post_init__(self) -> None:
+        for token in self.tokens.values():
+            if not TOKEN.fullmatch(token):
+                raise ValueError(f"{token!r} is not 32 hexadecimal digits")
+        for path in self.files:
+            if not path.startswith("/"):
+                raise ValueError(f"{path!r} must be an absolute path")
+        _at_most("tokens", self.tokens, MAX_LOOKS)
+        _at_most("files", self.files, MAX_LOOKS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Looked:
+    """Target to source: what is there of a `Look`."""
+
+    __pydantic_config__ = STRICT
+
+    pools: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

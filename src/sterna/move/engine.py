@@ -17,6 +17,7 @@ from sterna.move.limits import Limits
 from sterna.move.peer import Peers
 from sterna.move.preflight import Preflight
 from sterna.operations.runner import Job
+from sterna.vms.inspection import Inspections
 from sterna.vms.machine import VM
 from sterna.vms.service import VMs
 
@@ -25,10 +26,15 @@ class Moves:
     """All moves away from this host."""
 
     def __init__(
-        self, vms: VMs, peers: Peers, gather: Callable[[], Awaitable[HostFacts]], seeds: seed.Seeds
+        self,
+        vms: VMs,
+        peers: Peers,
+        own_facts: Callable[[], Awaitable[HostFacts]],
+        seeds: seed.Seeds,
+        inspections: Inspections,
     ) -> None:
         self._vms = vms
-        self._preflight = Preflight(vms, peers, gather)
+        self._preflight = Preflight(vms, peers, own_facts, inspections)
         self._seeds = seeds
         self._limits = Limits(vms.config.migration.limit)
 

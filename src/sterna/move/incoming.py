@@ -13,6 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from sterna import clock
@@ -26,7 +27,7 @@ from sterna.errors import (
 from sterna.host.parts import Parts
 from sterna.model.check import Check, Severity
 from sterna.model.host import HostFacts
-from sterna.model.reservation import Probe, Rejoined, Reservation, ReservationStatus
+from sterna.model.reservation import Look, Looked, Probe, Rejoined, Reservation, ReservationStatus
 from sterna.model.vm import OwnershipState
 from sterna.move import postcopy, protocol
 from sterna.move.arriving import ArrivingFiles
@@ -131,6 +132,14 @@ class Incoming:
             )
             for problem in await self._problems(reservation)
         ]
+
+    async def look(self, look: Look) -> Looked:
+        """What of that is here. Changes nothing."""
+        pools = self._vms.launcher.pools
+        seen = await asyncio.gather(*(pools.sees_proof(*one) for one in look.tokens.items()))
+        files = [path for path in look.files if await asyncio.to_thread(Path(path).is_file)]
+        there = [pool for pool, is_seen in zip(look.tokens, seen, strict=True) if is_seen]
+        return Looked(pools=tuple(there), files=tuple(files))
 
     async def _problems(self, reservation: Reservation) -> list[SternaError]:
         """All that stands in the way; files that a former life of the VM left here are not."""

@@ -19,6 +19,8 @@ from sterna.model.host import HostFacts
 from sterna.model.reservation import (
     FileCheck,
     Known,
+    Look,
+    Looked,
     Probe,
     Rejoin,
     Rejoined,
@@ -64,6 +66,11 @@ class Peer:
         """What would make it refuse that reservation now; nothing is reserved."""
         answer = await self._ask("POST", "/v1/peer/checks", edge.dump(question))
         return edge.parse(tuple[Check, ...], answer, f"answer of {self.name}")
+
+    async def look(self, look: Look) -> Looked:
+        """Ask it what of that is there."""
+        answer = await self._ask("POST", "/v1/peer/looks", edge.dump(look))
+        return edge.parse(Looked, answer, f"answer of {self.name}")
 
     async def probe(self) -> Probe:
         """Ask it where to send to, to see how fast the link is."""

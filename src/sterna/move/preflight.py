@@ -12,22 +12,26 @@ from dataclasses import dataclass, replace
 from sterna import clock
 from sterna.checks import plan as approval
 from sterna.checks import registry
-from sterna.checks.facts import GuestFacts, LinkFacts, Question
-from sterna.errors import MoveRefused, PlanOutdated, SternaError
+from sterna.checks.facts import LinkFacts, Proof, Question
+from sterna.checks.storage import boot_files
+from sterna.errors import PlanOutdated, SternaError
 from sterna.model.check import Check, MoveReport, Place, Severity, outcome
 from sterna.model.disk import Volume
 from sterna.model.host import HostFacts
 from sterna.model.move import MoveWishes
 from sterna.model.travel import Travel
 from sterna.model.vm import Disk
-from sterna.move import carriers, offer, probe
+from sterna.move import carriers, gather, offer, probe
 from sterna.move.carriers import Choice
 from sterna.move.peer import Peer, Peers
 from sterna.move.storage.facts import users
 from sterna.move.travel import measure, plan, shared_pools
 from sterna.vms import chain
+from sterna.vms.inspection import Inspections
 from sterna.vms.machine import VM
 from sterna.vms.service import VMs
+
+TABLES_S = 0.7  # for tables of images: those of large ones are for `sterna disk check`
 
 # What the target calls what a check of ours has found as well.
 SAME = {
@@ -56,17 +60,24 @@ class Prepared:
 class Preflight:
     """Looks at VMs of this host and at the hosts where they want to go."""
 
-    def __init__(self, vms: VMs, peers: Peers, gather: Callable[[], Awaitable[HostFacts]]) -> None:
+    def __init__(
+        self,
+        vms: VMs,
+        peers: Peers,
+        own_facts: Callable[[], Awaitable[HostFacts]],
+        inspections: Inspections,
+    ) -> None:
         self._vms = vms
         self._peers = peers
-        self._gather = gather
+        self._own_facts = own_facts
+        self._inspections = inspections
 
     async def report(self, vm: VM, wishes: MoveWishes) -> MoveReport:
         """What would become of that move. An error that ends the look is a blocker in it."""
         try:
             prepared = await self.look(vm, wishes, (vm.doing, vm.operation))
         except SternaError as error:
-            return self._report(vm, wishes, (as_found(error),))
+            return self._report(vm, wishes, (registry.told(error),))
         travel, choice = prepared.travel, prepared.choice
         return replace(
             self._report(vm, approval.settled(prepared.question), prepared.found),
@@ -111,40 +122,64 @@ class Preflight:
         Raises HostUnknown, HostUnreachable, VolumeMissing, and MoveRefused for wishes that
         contradict themselves.
         """
-        is_here = wishes.target == self._vms.config.name
-        peer = None if is_here else self._peers.get(wishes.target)
-        source, there, guest, link = await asyncio.gather(  # at once: each takes a moment
-            self._gather(),
-            _nothing() if peer is None else peer.facts(),
-            _guest(vm, doing),
-            _link(vm, peer),
+        config, pools = self._vms.config, self._vms.launcher.pools
+        peer = None if wishes.target == config.name else self._peers.get(wishes.target)
+        source, there, guest, rate, certificates = await asyncio.gather(  # each takes a moment
+            self._own_facts(),
+            _facts(peer),
+            gather.guest(vm, doing),
+            _rate(vm, peer),
+            gather.certificates(config, wishes.target),
         )
-        target = there or source
-        travel = plan(
-            vm.record,
-            wishes,
-            shared=shared_pools(source, target),
-            is_live=vm.record.process is not None,
+        target, ahead = there or (source, 0.0)
+        shared = shared_pools(source, target)
+        (proofs, files), damage = await asyncio.gather(
+            self._seen(vm, peer, shared), self._damage(vm, doing)
         )
-        travel = await measure(travel, vm.record, self._vms.launcher.pools, source.name)
+        apart = {pool for pool, proof in proofs.items() if proof.is_same is False}
+        is_live = vm.record.process is not None
+        travel = plan(vm.record, wishes, shared=shared - apart, is_live=is_live)
         question = Question(
             spec=vm.record.spec,
             guest=guest,
-            travel=travel,
+            travel=await measure(travel, vm.record, pools, source.name),
             source=source,
             target=target,
             wishes=wishes,
-            link=link,
+            link=LinkFacts(rate=rate, clock_ahead_s=ahead),
+            proofs=proofs,
+            files=files,
+            certificates=certificates,
             users=users(vm, self._vms, travel.leaving),
         )
-        found = registry.run(question)
-        if peer is not None:
-            found += await self._told(vm, peer, travel, {one.id for one in found})
+        found = damage + registry.run(question)
+        if peer is not None and not doing[0]:
+            found += await self._told(vm, peer, question.travel, {one.id for one in found})
         return Prepared(
             question=question,
             found=tuple(registry.in_order(found)),
             choice=_choice(vm, question),
         )
+
+    async def _seen(
+        self, vm: VM, peer: Peer | None, shared: frozenset[str]
+    ) -> tuple[dict[str, Proof], frozenset[str]]:
+        """What the target sees of the VM's shared pools and of the files that it boots."""
+        files = boot_files(vm.record.spec)
+        mine = shared & chain.pools(vm.record)
+        if peer is None or not (mine or files):
+            return {}, frozenset(files)
+        return await gather.seen(self._vms.launcher.pools, peer, sorted(mine), files)
+
+    async def _damage(self, vm: VM, doing: tuple[str, str]) -> list[Check]:
+        """What is wrong with the VM's images and its saved memory, as far as a glance shows."""
+        if doing[0]:  # they change under our eyes
+            return []
+        return [
+            Check(id=one.id, severity=one.severity, finding=one.finding, fix=one.fix)
+            for one in await self._inspections.glance(vm, TABLES_S)
+            if one.severity is not Severity.INFO
+        ]
 
     async def _told(self, vm: VM, peer: Peer, travel: Travel, known: set[str]) -> list[Check]:
         """What only the target can see: names and files that are there, the state of its VMs."""
@@ -153,28 +188,12 @@ class Preflight:
         return [one for one in named if one.id not in known]
 
 
-async def _nothing() -> None:
-    return None
+async def _facts(peer: Peer | None) -> tuple[HostFacts, float] | None:
+    return None if peer is None else await gather.facts_of(peer)
 
 
-async def _guest(vm: VM, doing: tuple[str, str]) -> GuestFacts:
-    process = vm.record.process
-    facts = GuestFacts(
-        state=vm.state,
-        accel=process.accel if process else "",
-        doing=doing[0],
-        operation=doing[1],
-    )
-    if vm.process is None or vm.monitor is None:
-        return facts
-    info, status = await vm.qmp.query_migrate(), await vm.qmp.query_status()
-    return replace(facts, blocked=tuple(info.blocked_reasons), status=status)
-
-
-async def _link(vm: VM, peer: Peer | None) -> LinkFacts:
-    if peer is None or vm.process is None:
-        return LinkFacts()
-    return LinkFacts(rate=await probe.measure(peer))
+async def _rate(vm: VM, peer: Peer | None) -> float | None:
+    return None if peer is None or vm.process is None else await probe.measure(peer)
 
 
 def _choice(vm: VM, q: Question) -> Choice | None:
@@ -214,9 +233,3 @@ def _places(vm: VM, travel: Travel) -> tuple[Place, ...]:
         )
         for disk in record.spec.disks
     )
-
-
-def as_found(error: SternaError) -> Check:
-    """An error that ended the look, as a finding."""
-    text = str(error.facts["summary"]) if isinstance(error, MoveRefused) else error.message
-    return Check(id=error.code, severity=Severity.BLOCKER, finding=text, fix=error.advice)

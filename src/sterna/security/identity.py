@@ -100,6 +100,11 @@ def peer_context(certificate: Path) -> ssl.SSLContext:
     return context
 
 
+def end_of(certificate: Path) -> datetime:
+    """When it ends to be valid. Raises OSError, ValueError."""
+    return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
+
+
 def read_token(path: Path) -> str:
     """The token that hosts share. Raises BadConfig if it is missing, short or open to others."""
     try:

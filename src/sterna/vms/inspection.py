@@ -74,6 +74,11 @@ class Inspections:
             "findings": [dump(one) for one in found],
         }
 
+    async def glance(self, vm: VM, tables_s: float) -> list[Found]:
+        """What is wrong with the images of one VM, as far as can be seen in so many seconds."""
+        inspector = Inspector(vm.record, self._vms.launcher, self._witnessed, tables_s=tables_s)
+        return await inspector.run()
+
     async def note(self) -> None:
         """Without end: what is frozen is noted when it is new."""
         await asyncio.to_thread(self._witnessed.load)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Request, Response
 
 from sterna.errors import BadSpec
 from sterna.model import edge
-from sterna.model.reservation import GIVEN_UP, Rejoin, Reservation, Take
+from sterna.model.reservation import GIVEN_UP, Look, Rejoin, Reservation, Take
 
 router = APIRouter(prefix="/v1/peer", tags=["peer"])
 
@@ -19,6 +19,13 @@ async def check(request: Request, body: Annotated[dict[str, Any], Body()]) -> li
     question = edge.parse(Reservation, body, "reservation")
     found = await request.app.state.services.incoming.check(question)
     return [dict(edge.dump(one)) for one in found]
+
+
+@router.post("/looks")
+async def look(request: Request, body: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
+    """Which names that another host has just made in its pools, and which files, are seen here."""
+    asked = edge.parse(Look, body, "look")
+    return dict(edge.dump(await request.app.state.services.incoming.look(asked)))
 
 
 @router.post("/probes", status_code=201)

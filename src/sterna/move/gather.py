@@ -1,0 +1,97 @@
+"""The facts that checks look at, as they are gathered: of a VM, of two hosts and of what is between.
+
+Each takes a moment and changes nothing: a proof that was made in a pool is removed again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from sterna.checks.facts import CertificateFacts, GuestFacts, Proof
+from sterna.config import Config
+from sterna.errors import SternaError
+from sterna.host.registry import Pools
+from sterna.model.host import HostFacts
+from sterna.model.reservation import Look
+from sterna.move.peer import Peer
+from sterna.security import identity
+from sterna.vms.machine import VM
+
+
+async def guest(vm: VM, doing: tuple[str, str]) -> GuestFacts:
+    """The VM as it is now. Raises QEMULost, QMPTimeout."""
+    process = vm.record.process
+    facts = GuestFacts(
+        state=vm.state,
+        accel=process.accel if process else "",
+        doing=doing[0],
+        operation=doing[1],
+    )
+    if vm.process is None or vm.monitor is None:
+        return facts
+    info, status = await vm.qmp.query_migrate(), await vm.qmp.query_status()
+    return replace(facts, blocked=tuple(info.blocked_reasons), status=status)
+
+
+async def facts_of(peer: Peer) -> tuple[HostFacts, float]:
+    """Of another host; and by how many seconds its clock is certainly ahead of ours, or behind.
+
+    It answered between two looks at our clock: only what is outside of that is certain.
+    """
+    asked = datetime.now(UTC)
+    facts = await peer.facts()
+    heard = datetime.now(UTC)
+    there = datetime.fromisoformat(facts.time)
+    if there > heard:
+        return facts, (there - heard).total_seconds()
+    return facts, min(0.0, (there - asked).total_seconds())
+
+
+async def seen(
+    pools: Pools, peer: Peer, shared: Iterable[str], files: Iterable[str]
+) -> tuple[dict[str, Proof], frozenset[str]]:
+    """Which pools are the same storage there: a name is made in each, and looked for there.
+
+    Of `files`, those that are there, too.
+    """
+    tokens = {pool: secrets.token_hex(16) for pool in shared}
+    made: dict[str, str] = {}
+    proofs: dict[str, Proof] = {}
+    try:
+        for pool, token in tokens.items():
+            made[pool] = token
+            try:
+                await pools.make_proof(pool, token)
+            except (OSError, SternaError) as error:
+                reason = error.message if isinstance(error, SternaError) else str(error.strerror)
+                proofs[pool] = Proof(is_same=None, reason=reason)
+        asked = {pool: token for pool, token in tokens.items() if pool not in proofs}
+        looked = await peer.look(Look(tokens=asked, files=tuple(files)))
+        proofs |= {pool: Proof(is_same=pool in looked.pools) for pool in asked}
+        return proofs, frozenset(looked.files)
+    finally:
+        for pool, token in made.items():
+            with contextlib.suppress(OSError, SternaError):
+                await pools.remove_proof(pool, token)
+
+
+async def certificates(config: Config, target: str) -> tuple[CertificateFacts, ...]:
+    """Those by which the two hosts know each other. What cannot be read is left out."""
+    paths = {config.name: config.state_dir / "identity" / "certificate.pem"}
+    if target in config.peers:
+        paths[target] = config.peers[target].certificate
+
+    def look() -> tuple[CertificateFacts, ...]:
+        found = []
+        for host, path in paths.items():
+            with contextlib.suppress(OSError, ValueError):
+                left = identity.end_of(path) - datetime.now(UTC)
+                found.append(CertificateFacts(host=host, days_left=left.total_seconds() / 86400))
+        return tuple(found)
+
+    return await asyncio.to_thread(look)
