@@ -34,9 +34,6 @@ class LinkFacts:
     """What was tried from the source to the target's migration network."""
 
     rate: float | None = None  # bytes/s that it carries now; None: not measured
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
     clock_ahead_s: float = 0.0  # the target's clock, certainly; negative: behind
 
 
@@ -54,6 +51,9 @@ class CertificateFacts:
 
     host: str
     days_left: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """May this VM go from here to there?"""
 
@@ -64,12 +64,12 @@ class Question:
     target: HostFacts
     wishes: MoveWishes
     link: LinkFacts = field(default_factory=LinkFacts)
-    users: Mapping[Volume, str] = field(default_factory=dict)  # files that other VMs use too
-
-    @property
     proofs: Mapping[str, Proof] = field(default_factory=dict)  # of pools that both say to share
     files: frozenset[str] = frozenset()  # of `boot`, those that the target has
     certificates: tuple[CertificateFacts, ...] = ()
+    users: Mapping[Volume, str] = field(default_factory=dict)  # files that other VMs use too
+
+    @property
     def is_off(self) -> bool:
         """Whether nothing but definition and files goes."""
         return self.guest.state is RunState.OFF
