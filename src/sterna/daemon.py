@@ -45,6 +45,7 @@ from sterna.security import identity
 from sterna.vms.inspection import Inspections
 from sterna.vms.launch import Launcher
 from sterna.vms.service import VMs
+from sterna.vms.plug import Plugs
 
 API_VERSION = 1
 PEER_S = 3.0  # for a list of hosts; one that is well answers in milliseconds
@@ -70,12 +71,13 @@ class Daemon:
         self.incoming.on_arrival = self.seeds.make_whole
         self.moves = Moves(self.vms, self.peers, self.facts, self.seeds, self.inspections)
         self.doubts = Doubts(self.vms, self.peers, self.incoming)
+        self.plugs = Plugs(self.vms)
 
     async def facts(self, *, with_switches: bool = True) -> HostFacts:
         """This host at this moment. To look at the switches takes processes, so not for nothing."""
         memory = inventory.memory()
-        switches, pools = await asyncio.gather(
-            self.launcher.switches.facts() if with_switches else _no_switches(),
+        (switches, uplinks), pools = await asyncio.gather(
+            self._switches() if with_switches else _no_switches(),
             self.launcher.pools.facts(),
         )
         free = memory.available - self.config.migration.reserve_memory
@@ -110,14 +112,26 @@ class Daemon:
             problems=tuple(problems),
         )
 
+            uplinks=uplinks,
+            macs={
+                nic.mac: f"{vm.name} {nic.name}"
+                for vm in self.vms.all()
+                if vm.is_here
+                for nic in vm.record.spec.nics
+            },
     async def start(self) -> None:
         """Bring switches and VMs back to what their records say; then the API may answer."""
+    async def _switches(self) -> tuple[tuple[SwitchFacts, ...], tuple[str, ...]]:
+        switches = self.launcher.switches
+        return await switches.facts(), await switches.uplinks()
+
         self.ports.load()
         ends = {**settlers(self.vms, self.checkpoints), **self.ports.settlers()}
         recovery = Recovery(self.vms, self.peers, self.incoming, ends)
         await recovery.run()
         await self.ports.clear()
         self.runner.background(self.seeds.sweep(), "make disks whole that a move had frozen")
+        await self.plugs.restore()
         self.runner.background(self.idleness.watch(), "watch how busy the processors are")
         self.runner.background(self.doubts.tell(), "tell hosts that were fenced")
         self.runner.background(self.vms.kept.janitor(), "delete kept copies that have expired")
@@ -143,6 +157,7 @@ class Daemon:
             storage_moves=StorageMoves(self.vms),
             incoming=self.incoming,
             doubts=self.doubts,
+            plugs=self.plugs,
         )
 
     async def hosts(self) -> list[dict[str, Any]]:
@@ -174,8 +189,8 @@ class Daemon:
         return await (self.facts() if name == self.config.name else self.peers.get(name).facts())
 
 
-async def _no_switches() -> tuple[SwitchFacts, ...]:
-    return ()
+async def _no_switches() -> tuple[tuple[SwitchFacts, ...], tuple[str, ...]]:
+    return (), ()
 
 
 async def assemble(settings: Config) -> Daemon:

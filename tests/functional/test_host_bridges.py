@@ -35,8 +35,10 @@ from sterna.errors import (
     VLANUnsupported,
 )
 from sterna.host import iproute
-from sterna.host.network import MARK, Network, bridge_name, tap_name
+from sterna.host.bridges import MARK, bridge_name
+from sterna.host.network import Network
 from sterna.host.registry import Switches
+from sterna.host.taps import tap_name
 from sterna.model.host import Switch
 
 pytestmark = [

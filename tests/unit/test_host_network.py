@@ -6,7 +6,8 @@ import uuid
 import pytest
 
 from sterna.host import fdb, iproute
-from sterna.host.network import bridge_name, tap_name
+from sterna.host.bridges import bridge_name
+from sterna.host.taps import tap_name
 from sterna.model.host import Switch
 
 # `ip -j -d addr show`, iproute2 6.1: a bridge of a kernel with VLAN filtering, one without.

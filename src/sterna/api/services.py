@@ -11,11 +11,11 @@ from fastapi import Depends, Request
 from sterna.model.check import MoveReport
 from sterna.model.checkpoint import ApplyWishes, CheckpointWishes
 from sterna.model.doubt import Doubt
-from sterna.model.host import HostFacts, Pool, PoolFacts, Switch, SwitchFacts
+from sterna.model.host import HostFacts, Pool, PoolFacts, Switch, SwitchChanges, SwitchFacts
 from sterna.model.move import MoveWishes, StorageWishes
 from sterna.model.operation import Operation
 from sterna.model.port import ExportWishes, ImportWishes
-from sterna.model.vm import VMSpec
+from sterna.model.vm import NICChanges, VMSpec
 from sterna.operations.runner import Runner
 
 JSON = dict[str, Any]
@@ -36,6 +36,7 @@ class VMs(Protocol):
     def users_of_switch(self, switch: str) -> Iterable[str]: ...
     def users_of_pool(self, pool: str) -> Iterable[str]: ...
 
+    def running_on_switch(self, switch: str) -> Sequence[str]: ...
 
 class Switches(Protocol):
     async def facts(self) -> Sequence[SwitchFacts]: ...
@@ -44,6 +45,13 @@ class Switches(Protocol):
     async def delete(self, name: str, users: Users) -> None: ...
 
 
+    async def change(self, name: str, changes: SwitchChanges, running: Users) -> Switch: ...
+
+
+class Plugs(Protocol):
+    """How VMs are plugged into switches; `ref` is a VM's name or id."""
+
+    async def change(self, ref: str, nic: str, changes: NICChanges) -> JSON: ...
 class Pools(Protocol):
     async def facts(self) -> Sequence[PoolFacts]: ...
     async def facts_of(self, name: str) -> PoolFacts: ...
@@ -123,3 +131,4 @@ def _services(request: Request) -> Services:
 
 
 Here = Annotated[Services, Depends(_services)]
+    plugs: Any = None  # a Plugs

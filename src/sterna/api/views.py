@@ -75,6 +75,7 @@ class SwitchView(View):
     vlans: bool
     problem: str
     users: list[str] = Field(description="VMs plugged in here")
+    mtu: int = Field(0, description="Largest packet that passes it now, bytes; 0: unknown")
 
 
 class PoolView(View):

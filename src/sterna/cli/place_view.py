@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sterna.cli.command import Settings
-from sterna.cli.output import document, note, table
+from sterna.cli.output import document, fields, note, table
 from sterna.units import format_size
 
 
@@ -20,15 +20,37 @@ def switches(settings: Settings, found: list[dict[str, Any]]) -> None:
     rows = [
         (
             view["switch"]["name"],
+            view["switch"].get("type"),
             view["switch"].get("bridge"),
             view["switch"].get("uplink"),
+            view.get("mtu") or "",
             "yes" if view.get("vlans") else "no",
             ", ".join(view.get("users") or ()),
             view.get("problem"),
         )
         for view in found
     ]
-    table(("NAME", "BRIDGE", "UPLINK", "VLANS", "VMS", "PROBLEM"), rows)
+    table(("NAME", "TYPE", "BRIDGE", "UPLINK", "MTU", "VLANS", "VMS", "PROBLEM"), rows)
+
+
+def switch(settings: Settings, view: dict[str, Any]) -> None:
+    if settings.is_json:
+        document(view)
+        return
+    made: dict[str, Any] = view["switch"]
+    fields(
+        [
+            ("name", made["name"]),
+            ("type", made.get("type")),
+            ("bridge", made.get("bridge")),
+            ("uplink", made.get("uplink")),
+            ("host's address", made.get("address")),
+            ("MTU", view.get("mtu") or ""),
+            ("VLANs", "yes" if view.get("vlans") else "no: its kernel cannot keep them apart"),
+            ("VMs", ", ".join(view.get("users") or ())),
+            ("problem", view.get("problem")),
+        ]
+    )
 
 
 def pools(settings: Settings, found: list[dict[str, Any]]) -> None:
@@ -56,7 +78,10 @@ def pools(settings: Settings, found: list[dict[str, Any]]) -> None:
 def switch_text(facts: Mapping[str, Any]) -> str:
     switch: Mapping[str, Any] = facts["switch"]
     parts = [f"bridge {switch['bridge']}" if switch.get("bridge") else ""]
-    parts.append(f"uplink {switch['uplink']}" if switch.get("uplink") else "internal")
+    parts.append(str(switch.get("type") or ""))
+    parts.append(f"uplink {switch['uplink']}" if switch.get("uplink") else "")
+    parts.append(f"host {switch['address']}" if switch.get("address") else "")
+    parts.append(f"MTU {facts['mtu']}" if facts.get("mtu") else "")
     parts.append("" if facts.get("vlans") else "no VLANs")
     parts.append(str(facts.get("problem") or ""))
     return f"{switch['name']}: {', '.join(part for part in parts if part)}"

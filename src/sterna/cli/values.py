@@ -99,6 +99,27 @@ def _vlan(text: str) -> int:
     return int(text)
 
 
+def vlan(value: Any) -> int | str:
+    """A VLAN, or `none`."""
+    return "none" if str(value) == "none" else _vlan(str(value))
+
+
+def trunk(value: Any) -> str:
+    """VLANs of `10+20-29`, where a comma would end the value, or of `10,20-29`; empty of `none`."""
+    return "" if str(value) == "none" else str(value).replace("+", ",")
+
+
+def plugged(value: Any) -> tuple[str, str]:
+    """Where a NIC shall be plugged in, of `net0=dmz`: its name and the switch."""
+    name, _, switch = str(value).partition("=")
+    if not name or not switch:
+        raise BadValue(
+            f"{value!r} does not say where a NIC shall be plugged in",
+            "Write NIC=SWITCH, such as net0=lan",
+        )
+    return name, switch
+
+
 def _base(text: str) -> list[dict[str, str]]:
     return [{"volume": text}]
 
@@ -119,4 +140,10 @@ _DISK: dict[str, Callable[[str], Any]] = {
     "volume": str,
     "read_only": _truth,
 }
-_NIC: dict[str, Callable[[str], Any]] = {"name": str, "switch": str, "mac": str, "vlan": _vlan}
+_NIC: dict[str, Callable[[str], Any]] = {
+    "name": str,
+    "switch": str,
+    "mac": str,
+    "vlan": _vlan,
+    "trunk": trunk,
+}

@@ -10,6 +10,7 @@ import click
 from sterna.cli import complete
 from sterna.cli.checkpoint import checkpoint, follow_to_end
 from sterna.cli.command import Settings, command, group
+from sterna.cli.nic import nic as nic_group
 from sterna.cli.port import export, import_
 from sterna.cli.values import disk, duration, nic, size
 
@@ -24,6 +25,9 @@ vm.add_command(checkpoint)
 vm.add_command(export)
 vm.add_command(import_)
 the_vm = click.argument("name", metavar="VM", shell_complete=complete.vms)
+vm.add_command(nic_group)
+vm.add_command(set_)
+vm.add_command(upgrade_version)
 CANCELLED = 7  # DESIGN: exit codes
 FILE = click.Path()  # completes names of files; whether one is there is found out later
 FIRMWARE = click.Choice(["bios", "uefi"])
@@ -61,7 +65,7 @@ FIRMWARE = click.Choice(["bios", "uefi"])
     type=nic,
     metavar="KEY=VALUE,…",
     multiple=True,
-    help="A network card: switch=, vlan=, mac=, name=.",
+    help="A network card: switch=, vlan=, trunk=10+20-29, mac=, name=.",
 )
 @click.option("--kernel", type=FILE, metavar="FILE", help="Boot this kernel instead of a disk.")
 @click.option("--initrd", type=FILE, metavar="FILE", help="Its initial RAM disk.")

@@ -105,6 +105,18 @@ class SwitchUnusable(Refused):
     hint = "{fix}"
 
 
+class NICNotFound(NotFound):
+    code = "nic.not-found"
+    text = "{vm} has no NIC called {nic}; it has {known}"
+    hint = "See: sterna vm show {vm}"
+
+
+class SwitchWouldCut(Conflict):
+    code = "switch.would-cut"
+    text = "switch {switch} cannot be changed so while {users} run: {reason}"
+    hint = "Plug them into another switch first with: sterna vm nic set VM NIC --switch SWITCH"
+
+
 class NetworkFailed(Failed):
     code = "network.failed"
     text = "could not {action}: {reason}"

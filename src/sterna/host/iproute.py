@@ -61,6 +61,7 @@ class Device:
     mtu: int
     is_up: bool
     has_carrier: bool
+    has_arp: bool  # False: the host neither asks nor answers there
     addresses: tuple[str, ...]  # that others may use to reach this host
     bridge: dict[str, Any] = field(default_factory=dict)  # a bridge's own settings
 
@@ -86,10 +87,15 @@ async def device(run: Run, name: str) -> Device | None:
     return next(iter(read_devices(answer)), None)
 
 
-async def ports(run: Run, bridge: str) -> list[str]:
-    """Names of the devices that are plugged into `bridge`."""
+async def devices(run: Run) -> list[Device]:
+    """All of them."""
+    return read_devices(await run(["ip", "-j", "-d", "addr", "show"], ""))
+
+
+async def ports(run: Run, bridge: str) -> list[Device]:
+    """The devices that are plugged into `bridge`."""
     answer = await run(["ip", "-j", "-d", "addr", "show", "master", bridge], "")
-    return [device.name for device in read_devices(answer)]
+    return read_devices(answer)
 
 
 def read_devices(answer: str) -> list[Device]:
@@ -110,6 +116,7 @@ def _device(item: dict[str, Any]) -> Device:
         mtu=int(item["mtu"]),
         is_up="UP" in item["flags"],
         has_carrier="LOWER_UP" in item["flags"],
+        has_arp="NOARP" not in item["flags"],
         addresses=tuple(
             str(address["local"])
             for address in item.get("addr_info", [])

@@ -7,23 +7,18 @@ used as it is: Sterna neither changes nor deletes it. An uplink is never taken f
 and never when that would cut an address of this host off.
 
 With VLAN filtering (where the kernel has it) a NIC without VLAN reaches untagged traffic only, and
-a NIC with one is an access port: its frames are tagged on the uplink, and nowhere else.
+a NIC with one is an access port: its frames are tagged on the uplink, and nowhere else. A trunk lets
+a guest tag frames itself, for the VLANs of that trunk and no others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import fcntl
-import hashlib
 import os
-import re
 import secrets
-import struct
 from collections.abc import AsyncIterator
 
-from sterna.clock import monotonic
 from sterna.errors import (
     NetworkFailed,
     SternaError,
@@ -31,42 +26,10 @@ from sterna.errors import (
     SwitchUnusable,
     VLANUnsupported,
 )
-from sterna.host import fdb, iproute
+from sterna.host import fdb, hosted, iproute, taps, vlans
+from sterna.host.bridges import MARK, bridge_name, fault, require_bridge, require_uplink
 from sterna.host.iproute import Device
 from sterna.model.host import Switch, SwitchFacts
-
-MARK = "sterna:"
-NATIVE_VLAN = 1  # the kernel's default for untagged frames; never seen on a wire
-TAP_INDEXES = 100  # two digits in 15 characters
-
-# linux/if_tun.h
-_TUNSETIFF = 0x400454CA
-_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_TUN_EXCL = 0x0002, 0x1000, 0x4000, 0x8000
-_BUSY_S = (
-    2.0  # a tap of that name may still be closing, or be held by a child between fork and exec
-)
-_BUSY_POLL_S = 0.02
-
-
-def tap_name(vm_id: str, index: int) -> str:
-    """The tap of NIC number `index`: the same on each start, 15 characters at most."""
-    if not 0 <= index < TAP_INDEXES:
-        raise ValueError(f"a VM has no NIC number {index}")
-    return f"st{_digest(vm_id, 10)}n{index}"
-
-
-def bridge_name(switch: Switch) -> str:
-    """The bridge of `switch`: the given one, or one made from the switch's name."""
-    if switch.bridge:
-        return switch.bridge
-    plain = re.sub(r"[.-]", "", switch.name)
-    if plain == switch.name and len(plain) <= 13:
-        return f"br{plain}"
-    return f"br{plain[:7]}{_digest(switch.name, 6)}"
-
-
-def _digest(text: str, length: int) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 class Network:
@@ -93,9 +56,9 @@ class Network:
         uplink = await self._uplink(switch)
         bridge = await iproute.device(self._run, name)
         if bridge is not None:
-            self._check_bridge(switch, bridge, uplink)
+            require_bridge(switch, bridge, uplink)
             if bridge.alias == MARK + switch.name:
-                await self._finish(bridge, uplink)
+                await self._finish(switch, bridge, uplink)
             self.can_tag = bridge.can_tag
             return bridge
         mac = _random_mac()
@@ -108,7 +71,7 @@ class Network:
                 f"link set dev {name} alias {MARK}{switch.name}",
             )
             bridge = await self._existing(name)
-            await self._finish(bridge, uplink)
+            await self._finish(switch, bridge, uplink)
             self.can_tag = bridge.can_tag
             return await self._existing(name)
 
@@ -123,53 +86,63 @@ class Network:
                 reason=f"{self._host} has no interface {switch.uplink}",
                 fix="List the interfaces with: ip link",
             )
-        name = bridge_name(switch)
-        if uplink.master not in ("", name):
-            raise SwitchUnusable(
-                switch=switch.name,
-                reason=f"its uplink {uplink.name} belongs to {uplink.master} already",
-                fix=f"Name {uplink.master} as the bridge, or choose another uplink",
-            )
-        if uplink.addresses and not uplink.master:
-            raise SwitchUnusable(
-                switch=switch.name,
-                reason=f"its uplink {uplink.name} has the address {uplink.addresses[0]}, which"
-                " would no longer answer",
-                fix="Choose another uplink, or make a bridge that has the address and name that",
-            )
+        require_uplink(switch, uplink)
         return uplink
 
-    def _check_bridge(self, switch: Switch, bridge: Device, uplink: Device | None) -> None:
-        if bridge.kind != "bridge":
-            raise SwitchUnusable(
-                switch=switch.name,
-                reason=f"{bridge.name} exists and is not a bridge",
-                fix="Give the switch another bridge name",
-            )
-        if bridge.alias.startswith(MARK) and bridge.alias != MARK + switch.name:
-            raise SwitchUnusable(
-                switch=switch.name,
-                reason=f"{bridge.name} is the bridge of switch {bridge.alias.removeprefix(MARK)}",
-                fix="Give the switch another bridge name",
-            )
-        is_ours = bridge.alias == MARK + switch.name
-        if not is_ours and uplink is not None and not uplink.master:
-            raise SwitchUnusable(
-                switch=switch.name,
-                reason=f"{bridge.name} was not made by Sterna and lacks the uplink {uplink.name}",
-                fix=f"Join it yourself: ip link set dev {uplink.name} master {bridge.name}",
-            )
-
-    async def _finish(self, bridge: Device, uplink: Device | None) -> None:
+    async def _finish(self, switch: Switch, bridge: Device, uplink: Device | None) -> None:
         """Bring a bridge of ours to its full state; quick if it is there already."""
         name = bridge.name
         if bridge.can_tag and not bridge.is_filtering:
             await self._ip(f"link set dev {name} type bridge vlan_filtering 1")
         if uplink is not None and not (uplink.master and uplink.is_up):
             await self._ip(f"link set dev {uplink.name} master {name} up")
+        if bridge.has_arp == (switch.type == "private"):
+            await hosted.set_reachable(self._run, bridge, switch.type != "private")
+        if switch.mtu:
+            await self._widen(switch.mtu, name)
         if not bridge.is_up:
             await self._silence(name)
             await self._ip(f"link set dev {name} up")
+        if switch.type == "internal":
+            await hosted.give_address(self._run, bridge, switch.address)
+
+    async def _widen(self, mtu: int, name: str) -> None:
+        """A packet of that size passes the bridge, its uplink and all its ports."""
+        narrow = [port for port in await iproute.ports(self._run, name) if port.mtu < mtu]
+        lines = [f"link set dev {port.name} mtu {mtu}" for port in narrow]
+        bridge = await self._existing(name)
+        if bridge.mtu != mtu or lines:  # set by us, it does not follow its ports any more
+            await self._batch(*lines, f"link set dev {name} mtu {mtu}")
+
+    async def change(self, old: Switch, new: Switch) -> None:
+        """Make the bridge of `old` that of `new`; what is plugged in stays so. May be repeated.
+
+        Raises SwitchUnusable, NetworkFailed.
+        """
+        name = bridge_name(old)
+        async with self._lock:
+            await self._uplink(new)
+            bridge = await iproute.device(self._run, name)
+            if bridge is not None and bridge.alias == MARK + old.name:
+                if old.uplink and old.uplink != new.uplink:
+                    await self._swap(name, old.uplink, new.uplink)
+                if old.address and old.address != new.address:
+                    await hosted.drop_address(self._run, bridge, old.address)
+                if old.mtu and not new.mtu:
+                    await self._ip(f"link set dev {name} mtu {hosted.DEFAULT_MTU}")
+            await self._ensure(new)
+
+    async def _swap(self, bridge: str, old: str, new: str) -> None:
+        """One uplink for another, never both at once: they may be two ends of the same network."""
+        present = {port.name for port in await iproute.ports(self._run, bridge)}
+        tagged = ""
+        if old in present and new:
+            tagged = await self._run(["bridge", "-j", "vlan", "show", "dev", old], "")
+        joins = [f"link set dev {new} master {bridge} up"] if new else []
+        leaves = [f"link set dev {old} nomaster"] if old in present else []
+        await self._batch(*leaves, *joins)
+        if lines := vlans.lines(new, vlans.FRESH, vlans.read(tagged) or vlans.FRESH, ""):
+            await self._bridge(*lines)
 
     async def require_free(self, switch: Switch) -> None:
         """Raises SwitchUnusable if a device that is not Sterna's bears the bridge's name."""
@@ -191,73 +164,126 @@ class Network:
             bridge = await iproute.device(self._run, name)
             if bridge is None or bridge.alias != MARK + switch.name:
                 return
-            others = [
-                port for port in await iproute.ports(self._run, name) if port != switch.uplink
-            ]
+            ports = [port.name for port in await iproute.ports(self._run, name)]
+            others = [port for port in ports if port != switch.uplink]
             if others:
                 raise SwitchHasPorts(switch=switch.name, bridge=name, ports=", ".join(others))
             await self._ip(f"link del dev {name}")
 
     async def facts(self, switch: Switch) -> SwitchFacts:
         """The state of `switch` now; `problem` says what keeps VMs from using it."""
-        vlans, problem = False, ""
+        filters, problem, mtu = False, "", 0
         try:
             uplink = await self._uplink(switch)
             bridge = await iproute.device(self._run, bridge_name(switch))
             if bridge is None:
                 problem = f"its bridge {bridge_name(switch)} is gone; starting a VM makes it again"
             else:
-                self._check_bridge(switch, bridge, uplink)
-                vlans = bridge.is_filtering
-                problem = _fault(bridge, uplink)
+                require_bridge(switch, bridge, uplink)
+                filters = bridge.is_filtering
+                problem = fault(switch, bridge, uplink)
+                mtu = min(one.mtu for one in (bridge, uplink) if one is not None)
         except SternaError as error:
             problem = str(error.facts.get("reason", error.message))
-        return SwitchFacts(switch=switch, vlans=vlans, problem=problem)
+        return SwitchFacts(switch=switch, vlans=filters, problem=problem, mtu=mtu)
+
+    async def has_link(self, name: str) -> bool:
+        """Whether something answers at the other end of that interface's cable, or would if it were up."""
+        found = await iproute.device(self._run, name) if name else None
+        if found is not None and not found.is_up and not found.master:
+            await self._ip(f"link set dev {name} up")  # only then the kernel looks
+            found = await iproute.device(self._run, name)
+        return found is not None and found.has_carrier
+
+    async def uplinks(self) -> tuple[str, ...]:
+        """Interfaces that are free to be the uplink of a switch, by name."""
+        return tuple(sorted(
+            one.name
+            for one in await iproute.devices(self._run)
+            if one.kind not in ("bridge", "tun") and one.name != "lo"
+            if not (one.master or one.addresses)
+        ))  # fmt: skip
 
     # ---- ports -----------------------------------------------------------------------------
 
-    async def open_tap(self, name: str, switch: Switch, vlan: int | None = None) -> int:
+    async def open_tap(
+        self, name: str, switch: Switch, vlan: int | None = None, trunk: str = ""
+    ) -> int:
         """A new tap, plugged into `switch` and up: its descriptor, for QEMU (`tap,fd=`).
 
         It is gone when the last copy of the descriptor is closed. Raises NetworkFailed,
         SwitchUnusable, VLANUnsupported; then it is gone already.
         """
         await self.ensure(switch)
-        fd = await _open_tap(name)
+        fd = await taps.open_tap(name)
         try:
-            await self.plug(name, switch, vlan)
+            await self.plug(name, switch, vlan, trunk)
         except BaseException:
             os.close(fd)
             raise
         return fd
 
-    async def plug(self, port: str, switch: Switch, vlan: int | None = None) -> None:
-        """Join an interface that is down to `switch` as an access port, and bring it up."""
+    async def plug(
+        self, port: str, switch: Switch, vlan: int | None = None, trunk: str = ""
+    ) -> None:
+        """Join an interface that is down to `switch`, and bring it up.
+
+        Raises NetworkFailed, SwitchUnusable, VLANUnsupported.
+        """
         name = bridge_name(switch)
         bridge = await self._existing(name)
-        if vlan is not None and not bridge.can_tag:
-            raise VLANUnsupported(switch=switch.name, vlan=vlan, host=self._host)
-        if vlan is not None and not bridge.is_filtering:
-            raise SwitchUnusable(
-                switch=switch.name,
-                reason=f"{name} was not made by Sterna and does not keep VLANs apart",
-                fix=f"Let it: ip link set dev {name} type bridge vlan_filtering 1",
-            )
+        self._require_tags(switch, bridge, vlan, trunk)
         await self._silence(port)
         # A bridge takes the smallest MTU of its ports: a new tap's 1500 would shrink it.
         await self._ip(f"link set dev {port} mtu {bridge.mtu} master {name}")
-        if vlan is not None and vlan != NATIVE_VLAN:
-            lines = [
-                f"vlan del dev {port} vid {NATIVE_VLAN}",
-                f"vlan add dev {port} vid {vlan} pvid untagged",
-            ]
-            if switch.uplink:
-                lines.append(f"vlan add dev {switch.uplink} vid {vlan}")
-            await self._run(["bridge", "-batch", "-"], "\n".join(lines) + "\n")
+        wants = vlans.wanted(vlan, trunk)
+        if lines := vlans.lines(port, vlans.FRESH, wants, switch.uplink):
+            await self._bridge(*lines)
         await self._ip(f"link set dev {port} up")
         if bridge.bridge.get("forward_delay") and not bridge.bridge.get("stp_state"):
             # Somebody else's bridge, set to be deaf at first; without STP there is no loop to fear.
             await self._run(["bridge", "link", "set", "dev", port, "state", "3"], "")
+
+    async def replug(
+        self, port: str, switch: Switch, vlan: int | None = None, trunk: str = ""
+    ) -> bool:
+        """Bring a port that is in use to that switch and VLAN; whether it was elsewhere.
+
+        Its guest's link stays up: only frames of these milliseconds are lost. Raises what `plug`
+        does; what cannot be is found out before anything is changed.
+        """
+        await self.ensure(switch)
+        name = bridge_name(switch)
+        bridge = await self._existing(name)
+        self._require_tags(switch, bridge, vlan, trunk)
+        now = await self._existing(port)
+        if now.master == name and now.is_up:
+            if not bridge.is_filtering:
+                return False
+            has = vlans.read(await self._run(["bridge", "-j", "vlan", "show", "dev", port], ""))
+            wants = vlans.wanted(vlan, trunk)
+            if has == wants:
+                return False
+            await self._bridge(*vlans.lines(port, has, wants, switch.uplink))
+            return True
+        # Down meanwhile, which its guest does not see: no frame of one VLAN gets into another.
+        leaves = [f"link set dev {port} nomaster"] if now.master else []
+        await self._batch(f"link set dev {port} down", *leaves)
+        await self.plug(port, switch, vlan, trunk)
+        return True
+
+    def _require_tags(self, switch: Switch, bridge: Device, vlan: int | None, trunk: str) -> None:
+        """Raises VLANUnsupported, SwitchUnusable."""
+        if vlan is None and not trunk:
+            return
+        if not bridge.can_tag:
+            raise VLANUnsupported(switch=switch.name, vlan=vlan or trunk, host=self._host)
+        if not bridge.is_filtering:
+            raise SwitchUnusable(
+                switch=switch.name,
+                reason=f"{bridge.name} was not made by Sterna and does not keep VLANs apart",
+                fix=f"Let it: ip link set dev {bridge.name} type bridge vlan_filtering 1",
+            )
 
     async def forget(self, switch: Switch, mac: str) -> None:
         """Drop what the bridge learned of `mac`, so that frames for it are sent everywhere again.
@@ -274,6 +300,9 @@ class Network:
     async def _batch(self, *lines: str) -> None:
         """Several changes by one process, which finishes even if this daemon dies now."""
         await self._run(["ip", "-batch", "-"], "\n".join(lines) + "\n")
+
+    async def _bridge(self, *lines: str) -> None:
+        await self._run(["bridge", "-batch", "-"], "\n".join(lines) + "\n")
 
     async def _existing(self, name: str) -> Device:
         found = await iproute.device(self._run, name)
@@ -298,40 +327,6 @@ class Network:
             raise
 
 
-def _fault(bridge: Device, uplink: Device | None) -> str:
-    if not bridge.is_up:
-        return f"its bridge {bridge.name} is down"
-    if uplink is None:
-        return ""
-    if not uplink.master:
-        return f"its uplink {uplink.name} is not plugged into {bridge.name}"
-    if not (uplink.is_up and uplink.has_carrier):
-        return f"its uplink {uplink.name} has no link"
-    return ""
-
-
 def _random_mac() -> str:
     """A local address of the bridge's own: otherwise it changes with each tap that comes and goes."""
     return "56:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(5))
-
-
-async def _open_tap(name: str) -> int:
-    """A new non-persistent tap as QEMU wants it: no packet information, virtio-net headers."""
-    request = struct.pack(
-        "16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_TUN_EXCL
-    )
-    deadline = monotonic() + _BUSY_S
-    while True:
-        try:
-            fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise NetworkFailed(action="open /dev/net/tun", reason=error.strerror) from error
-        try:
-            fcntl.ioctl(fd, _TUNSETIFF, request)
-        except OSError as error:
-            os.close(fd)
-            if error.errno != errno.EBUSY or monotonic() > deadline:
-                raise NetworkFailed(action=f"make tap {name}", reason=error.strerror) from error
-        else:
-            return fd
-        await asyncio.sleep(_BUSY_POLL_S)

@@ -13,11 +13,12 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sterna.errors import (
+    BadSpec,
     PoolExists,
     PoolInUse,
     PoolNotFound,
@@ -29,13 +30,15 @@ from sterna.errors import (
     SwitchInUse,
     SwitchNotFound,
     SwitchUnusable,
+    SwitchWouldCut,
     VLANUnsupported,
 )
 from sterna.host import proof, storage
-from sterna.host.network import Network, bridge_name
+from sterna.host.bridges import bridge_name
+from sterna.host.network import Network
 from sterna.host.store import Damaged, Store
 from sterna.model.disk import STRICT
-from sterna.model.host import Pool, PoolFacts, Switch, SwitchFacts
+from sterna.model.host import Pool, PoolFacts, Switch, SwitchChanges, SwitchFacts
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -53,6 +56,7 @@ class SwitchRecord:
 
     version: Literal[1] = 1
     switch: Switch
+    former: Switch | None = None  # as it was before a change that is under way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,17 +76,23 @@ class Switches:
         self._network = network
         self._host = host
         self._switches: dict[str, Switch] = {}
+        self._former: dict[str, Switch] = {}
 
     def load(self) -> list[Damaged]:
         """Read the records; what is damaged, set aside."""
         records, self.damaged = self._store.load()
         self._switches = {name: record.switch for name, record in records.items()}
+        self._former = {name: one.former for name, one in records.items() if one.former}
         return self.damaged
 
     async def ensure(self) -> None:
         """Make the bridges that a reboot took away; one that fails is logged, and in its facts."""
         for switch in self.list():
             try:
+                if (former := self._former.get(switch.name)) is not None:  # we died in a change
+                    await self._network.change(former, switch)
+                    await self._store.write(switch.name, SwitchRecord(switch=switch))
+                    del self._former[switch.name]
                 await self._network.ensure(switch)
             except SternaError as error:
                 log.error("switch %s: %s", switch.name, error)  # noqa: TRY400 - it says it all
@@ -99,11 +109,11 @@ class Switches:
             raise SwitchNotFound(switch=name, host=self._host)
         return switch
 
-    def require(self, name: str, vlan: int | None = None) -> Switch:
-        """`get`, for a NIC on `vlan`. Raises VLANUnsupported too."""
+    def require(self, name: str, vlan: int | None = None, trunk: str = "") -> Switch:
+        """`get`, for a NIC on `vlan`, or with that trunk. Raises VLANUnsupported too."""
         switch = self.get(name)
-        if vlan is not None and self._network.can_tag is False:
-            raise VLANUnsupported(switch=name, vlan=vlan, host=self._host)
+        if (vlan is not None or trunk) and self._network.can_tag is False:
+            raise VLANUnsupported(switch=name, vlan=vlan or trunk, host=self._host)
         return switch
 
     async def create(self, switch: Switch) -> Switch:
@@ -142,6 +152,64 @@ class Switches:
         await self._store.delete(name)
         self._switches.pop(name, None)
         log.info("switch %s was deleted", name)
+
+    async def change(self, name: str, changes: SwitchChanges, running: Users) -> Switch:
+        """Change the switch under the guests that are plugged in, if that does not cut them off.
+
+        `running`: those among its users that run. Raises SwitchNotFound, SwitchWouldCut, BadSpec,
+        SwitchUnusable, NetworkFailed; then it is as it was.
+        """
+        old = self.get(name)
+        given = {key: value for key, value in asdict(changes).items() if value is not None}
+        if given.get("type", old.type) != "external":
+            given.setdefault("uplink", "")
+        if given.get("type", old.type) != "internal":
+            given.setdefault("address", "")
+        try:
+            new = replace(old, **given)
+        except ValueError as error:
+            raise BadSpec(where=f"switch {name}", reason=str(error)) from error
+        if new == old:
+            return old
+        if guests := sorted(running(name)):
+            await self._refuse_cut(old, new, ", ".join(guests))
+        self._former[name] = old
+        await self._store.write(name, SwitchRecord(switch=new, former=old))
+        try:
+            await self._network.change(old, new)
+        except BaseException:
+            await self._store.write(name, SwitchRecord(switch=old, former=new))
+            with contextlib.suppress(SternaError):
+                await self._network.change(new, old)
+                await self._store.write(name, SwitchRecord(switch=old))
+            raise
+        finally:
+            self._former.pop(name, None)
+        self._switches[name] = new
+        await self._store.write(name, SwitchRecord(switch=new))
+        log.info("switch %s was changed: %s", name, given)
+        return new
+
+    async def _refuse_cut(self, old: Switch, new: Switch, guests: str) -> None:
+        """Raises SwitchWouldCut if guests that run would lose what they reach."""
+        now = await self._network.facts(old)
+        reason = ""
+        if new.type != old.type:
+            reason = f"they would be on an {new.type} switch, and are on an {old.type} one"
+        elif new.mtu and new.mtu < now.mtu:
+            reason = f"their packets may have {now.mtu} bytes, and only {new.mtu} would pass"
+        elif old.mtu and not new.mtu:
+            reason = f"their packets may have {now.mtu} bytes, and fewer might pass"
+        elif old.address and new.address != old.address:
+            reason = f"they may use {old.address} of the host"
+        elif new.uplink != old.uplink and not await self._network.has_link(new.uplink):
+            reason = f"{new.uplink or 'no uplink'} has no link"
+        if reason:
+            raise SwitchWouldCut(switch=old.name, users=guests, reason=reason)
+
+    async def uplinks(self) -> tuple[str, ...]:
+        """Interfaces of this host that are free to be the uplink of a switch."""
+        return await self._network.uplinks()
 
     async def facts(self) -> tuple[SwitchFacts, ...]:
         """The state of each now, by name."""

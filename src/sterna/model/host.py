@@ -2,28 +2,63 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from ipaddress import ip_interface
 from typing import Literal
 
 from sterna.model.disk import STRICT
 from sterna.model.vm import DEVICE_NAME, require_name
 
 
+SwitchType = Literal["external", "internal", "private"]
+MTUS = range(576, 65536)  # RFC 791: what every host must take; what a bridge can carry
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Switch:
-    """A named virtual switch: a Linux bridge, with an uplink if it reaches beyond the host."""
+    """A named virtual switch: a Linux bridge.
+
+    external: reaches beyond the host, by an uplink or because an administrator's own bridge does.
+    internal: the guests and their host, which has `address` on it. private: the guests alone.
+    """
 
     __pydantic_config__ = STRICT
 
     name: str
     bridge: str = ""  # interface name; default: made from the switch's name
-    uplink: str = ""  # interface that joins the bridge; empty: internal
+    type: SwitchType | Literal[""] = ""  # filled in: external with an uplink, else internal
+    uplink: str = ""  # interface that joins the bridge
+    address: str = ""  # of the host on an internal switch, with its prefix: 192.0.2.1/24
+    mtu: int = 0  # bytes; 0: what the uplink has, 1500 without one
 
     def __post_init__(self) -> None:
         require_name(self.name, "a switch")
         if self.bridge:
             require_name(self.bridge, "a bridge", DEVICE_NAME)
 
+        if not self.type:
+            object.__setattr__(self, "type", "external" if self.uplink else "internal")
+        if self.uplink and self.type != "external":
+            raise ValueError(f"an {self.type} switch has no uplink; {self.name} has {self.uplink}")
+        if self.type == "external" and not (self.uplink or self.bridge):
+            raise ValueError(f"the external switch {self.name} needs an uplink, or a bridge")
+        if self.mtu and self.mtu not in MTUS:
+            raise ValueError(f"mtu is {self.mtu}; it must be between {MTUS[0]} and {MTUS[-1]}")
+        if self.address:
+            if self.type != "internal":
+                raise ValueError("only on an internal switch the host has an address of Sterna's")
+            ip_interface(self.address)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchChanges:
+    """Body of PATCH /v1/switches/{switch}. What is left out stays; empty texts and 0 clear."""
+
+    __pydantic_config__ = STRICT
+
+    type: SwitchType | None = None
+    uplink: str | None = None
+    address: str | None = None
+    mtu: int | None = None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
@@ -58,6 +93,7 @@ class SwitchFacts:
     vlans: bool  # the kernel and bridge can tag VLANs
     problem: str = ""
 
+    mtu: int = 0  # largest packet that passes it now; 0: unknown
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QEMUFacts:
@@ -86,3 +122,5 @@ class HostFacts:
     vms: int
     cpus_idle: float | None = None  # of `cpus`, over the last second; None: not known yet
     problems: tuple[str, ...] = ()  # records set aside and the like: what an administrator must see
+    uplinks: tuple[str, ...] = ()  # interfaces that are free to be the uplink of a switch
+    macs: dict[str, str] = field(default_factory=dict)  # MAC address -> VM that has it, "web net0"

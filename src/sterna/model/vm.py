@@ -23,6 +23,7 @@ from sterna.model.disk import (
     require_file_name,
 )
 from sterna.units import parse_size
+from sterna.model.network import LAST_VLAN, parse_trunk
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 DEVICE_NAME = re.compile(r"[a-z][a-z0-9]{0,14}")
@@ -82,7 +83,8 @@ class NIC:
     name: str
     switch: str
     mac: str = ""  # filled in when the VM is created
-    vlan: int | None = None  # 1-4094, access port
+    vlan: int | None = None  # 1-4094; of its untagged frames
+    trunk: str = ""  # VLANs that it may tag itself: 10,20-29; empty: none, an access port
 
     def __post_init__(self) -> None:
         require_name(self.name, "a NIC", DEVICE_NAME)
@@ -90,8 +92,38 @@ class NIC:
             raise ValueError(f"{self.mac!r} is not a MAC address such as 52:54:00:12:34:56")
         if self.mac and int(self.mac[:2], 16) & 1:
             raise ValueError(f"{self.mac} is a multicast address; a NIC needs a unicast one")
-        if self.vlan is not None and not 1 <= self.vlan <= 4094:
-            raise ValueError(f"VLAN {self.vlan} is not between 1 and 4094")
+        if self.vlan is not None and not 1 <= self.vlan <= LAST_VLAN:
+            raise ValueError(f"VLAN {self.vlan} is not between 1 and {LAST_VLAN}")
+        if self.vlan in parse_trunk(self.trunk):
+            raise ValueError(f"VLAN {self.vlan} is untagged on {self.name}; leave it out of trunk")
+
+    @property
+    def has_tags(self) -> bool:
+        """Whether its switch must keep VLANs apart."""
+        return self.vlan is not None or bool(self.trunk)
+
+
+def _parse_vlan(value: object) -> object:
+    return 0 if value == "none" else value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NICChanges:
+    """Body of PATCH /v1/vms/{vm}/nics/{nic}. What is left out stays as it is.
+
+    `mac` may change only while the VM is off: an address, or `new`.
+    """
+
+    __pydantic_config__ = STRICT
+
+    switch: str | None = None
+    vlan: Annotated[int | None, BeforeValidator(_parse_vlan)] = None  # "none": untagged
+    trunk: str | None = None  # empty: none
+    mac: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.switch, self.vlan, self.trunk, self.mac) == (None, None, None, None):
+            raise ValueError("say what shall change: switch, vlan, trunk, mac")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -136,7 +136,7 @@ class Berth:
 
     def _switches(self, reservation: Reservation, _facts: HostFacts) -> None:
         for nic in reservation.spec.nics:
-            self._vms.launcher.switches.require(nic.switch, nic.vlan)
+            self._vms.launcher.switches.require(nic.switch, nic.vlan, nic.trunk)
 
     def _pools(self, reservation: Reservation, _facts: HostFacts) -> None:
         for disk in reservation.spec.disks:

@@ -156,7 +156,7 @@ def _switches(vms: VMs, plan: Plan) -> dict[str, tuple[str, str]]:
     problems = {}
     for nic in plan.record.spec.nics:
         try:
-            vms.launcher.switches.require(nic.switch, nic.vlan)
+            vms.launcher.switches.require(nic.switch, nic.vlan, nic.trunk)
         except SternaError as error:
             problems[nic.name] = (error.message, error.advice)
     return problems

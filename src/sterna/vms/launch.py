@@ -16,8 +16,9 @@ from typing import Literal
 
 from sterna.config import Config
 from sterna.errors import ImageMissing, QEMULost, SternaError, VMStartFailed
-from sterna.host.network import Network, tap_name
+from sterna.host.network import Network
 from sterna.host.registry import Pools, Switches
+from sterna.host.taps import tap_name
 from sterna.model.vm import Firmware, VMRecord, VMSpec
 from sterna.operations.runner import Runner
 from sterna.qemu import argv, process
@@ -56,7 +57,7 @@ class Launcher:
             for index, nic in enumerate(spec.nics):
                 switch = self.switches.get(nic.switch)
                 taps[nic.name] = await self.network.open_tap(
-                    tap_name(spec.id, index), switch, nic.vlan
+                    tap_name(spec.id, index), switch, nic.vlan, nic.trunk
                 )
             arguments = argv.build(
                 spec,

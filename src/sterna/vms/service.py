@@ -145,6 +145,11 @@ class VMs:
             if vm.is_here and any(nic.switch == switch for nic in vm.record.spec.nics)
         ]
 
+    def running_on_switch(self, switch: str) -> list[str]:
+        """Names of those that run."""
+        using = set(self.users_of_switch(switch))
+        return [vm.name for vm in self._vms.values() if vm.name in using and vm.process]
+
     # ---- showing ---------------------------------------------------------------------------
 
     def list(self) -> list[dict[str, Any]]:
@@ -244,7 +249,7 @@ class VMs:
 
     def _check_new(self, spec: VMSpec) -> None:
         for nic in spec.nics:
-            self.launcher.switches.require(nic.switch, nic.vlan)
+            self.launcher.switches.require(nic.switch, nic.vlan, nic.trunk)
         for disk in spec.disks:
             self.launcher.pools.require(disk.pool)
             path = self.launcher.pools.volume_path(disk.pool, disk.volume)
@@ -343,7 +348,7 @@ class VMs:
         self.require_idle(vm)
         with vm.lease("starting"):
             for nic in vm.record.spec.nics:
-                self.launcher.switches.require(nic.switch, nic.vlan)
+                self.launcher.switches.require(nic.switch, nic.vlan, nic.trunk)
             if vm.record.saved is not None:
                 await saved.go_on(vm, self.launcher, self.kept)
                 log.info("VM %s goes on from its saved state", vm.name)

@@ -8,7 +8,7 @@ from sterna.api.answers import answer
 from sterna.api.services import Here, Services
 from sterna.api.views import SwitchView
 from sterna.model.edge import dump
-from sterna.model.host import Switch, SwitchFacts
+from sterna.model.host import Switch, SwitchChanges, SwitchFacts
 
 router = APIRouter(prefix="/v1/switches", tags=["switches"])
 
@@ -30,6 +30,19 @@ async def create(switch: Switch, here: Here) -> Response:
     made = await here.switches.create(switch)
     view = _view(await here.switches.facts_of(made.name), here)
     return answer(view, 201, f"/v1/switches/{made.name}")
+
+
+@router.get("/{name}", response_model=SwitchView)
+async def one(name: str, here: Here) -> Response:
+    """One switch."""
+    return answer(_view(await here.switches.facts_of(name), here))
+
+
+@router.patch("/{name}", response_model=SwitchView)
+async def change(name: str, changes: SwitchChanges, here: Here) -> Response:
+    """Change a switch under the VMs that are plugged in; refused if that would cut them off."""
+    made = await here.switches.change(name, changes, here.vms.running_on_switch)
+    return answer(_view(await here.switches.facts_of(made.name), here))
 
 
 @router.delete("/{name}", status_code=204)

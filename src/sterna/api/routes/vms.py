@@ -12,7 +12,7 @@ from sterna.api.views import StopWishes, VMView
 from sterna.model.check import MoveReport
 from sterna.model.move import MoveWishes, StorageWishes
 from sterna.model.operation import Operation
-from sterna.model.vm import VMSpec
+from sterna.model.vm import NICChanges, VMSpec
 
 router = APIRouter(prefix="/v1/vms", tags=["vms"])
 
@@ -37,6 +37,12 @@ async def one(vm: str, here: Here) -> Response:
 
 
 @router.delete("/{vm}", status_code=204)
+@router.patch("/{vm}/nics/{nic}", response_model=VMView)
+async def change_nic(vm: str, nic: str, changes: NICChanges, here: Here) -> Response:
+    """Plug a NIC into another switch or VLAN, at once if the VM runs: its link stays up."""
+    return answer(await here.plugs.change(vm, nic, changes))
+
+
 async def delete(vm: str, here: Here, keep_disks: bool = False) -> Response:
     """Delete a VM that is off, with its disks unless `keep_disks`."""
     await here.vms.delete(vm, keep_disks=keep_disks)
