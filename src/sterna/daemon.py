@@ -44,8 +44,8 @@ from sterna.qemu import capabilities
 from sterna.security import identity
 from sterna.vms.inspection import Inspections
 from sterna.vms.launch import Launcher
-from sterna.vms.service import VMs
 from sterna.vms.plug import Plugs
+from sterna.vms.service import VMs
 
 API_VERSION = 1
 PEER_S = 3.0  # for a list of hosts; one that is well answers in milliseconds
@@ -70,8 +70,8 @@ class Daemon:
         self.seeds = Seeds(self.vms, self.checkpoints)
         self.incoming.on_arrival = self.seeds.make_whole
         self.moves = Moves(self.vms, self.peers, self.facts, self.seeds, self.inspections)
-        self.doubts = Doubts(self.vms, self.peers, self.incoming)
         self.plugs = Plugs(self.vms)
+        self.doubts = Doubts(self.vms, self.peers, self.incoming)
 
     async def facts(self, *, with_switches: bool = True) -> HostFacts:
         """This host at this moment. To look at the switches takes processes, so not for nothing."""
@@ -110,8 +110,6 @@ class Daemon:
             vms=sum(vm.is_here for vm in self.vms.all()),
             cpus_idle=self.idleness.cpus,
             problems=tuple(problems),
-        )
-
             uplinks=uplinks,
             macs={
                 nic.mac: f"{vm.name} {nic.name}"
@@ -119,19 +117,21 @@ class Daemon:
                 if vm.is_here
                 for nic in vm.record.spec.nics
             },
-    async def start(self) -> None:
-        """Bring switches and VMs back to what their records say; then the API may answer."""
+        )
+
     async def _switches(self) -> tuple[tuple[SwitchFacts, ...], tuple[str, ...]]:
         switches = self.launcher.switches
         return await switches.facts(), await switches.uplinks()
 
+    async def start(self) -> None:
+        """Bring switches and VMs back to what their records say; then the API may answer."""
         self.ports.load()
         ends = {**settlers(self.vms, self.checkpoints), **self.ports.settlers()}
         recovery = Recovery(self.vms, self.peers, self.incoming, ends)
         await recovery.run()
+        await self.plugs.restore()
         await self.ports.clear()
         self.runner.background(self.seeds.sweep(), "make disks whole that a move had frozen")
-        await self.plugs.restore()
         self.runner.background(self.idleness.watch(), "watch how busy the processors are")
         self.runner.background(self.doubts.tell(), "tell hosts that were fenced")
         self.runner.background(self.vms.kept.janitor(), "delete kept copies that have expired")
@@ -155,9 +155,10 @@ class Daemon:
             inspections=self.inspections,
             ports=self.ports,
             storage_moves=StorageMoves(self.vms),
+            fleet=Fleet(self.vms, self.peers, self.facts),
+            plugs=self.plugs,
             incoming=self.incoming,
             doubts=self.doubts,
-            plugs=self.plugs,
         )
 
     async def hosts(self) -> list[dict[str, Any]]:

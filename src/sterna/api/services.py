@@ -12,10 +12,11 @@ from sterna.model.check import MoveReport
 from sterna.model.checkpoint import ApplyWishes, CheckpointWishes
 from sterna.model.doubt import Doubt
 from sterna.model.host import HostFacts, Pool, PoolFacts, Switch, SwitchChanges, SwitchFacts
+from sterna.model.machine import Upgrade, UpgradeWishes
 from sterna.model.move import MoveWishes, StorageWishes
 from sterna.model.operation import Operation
 from sterna.model.port import ExportWishes, ImportWishes
-from sterna.model.vm import NICChanges, VMSpec
+from sterna.model.vm import NICChanges, VMChanges, VMSpec
 from sterna.operations.runner import Runner
 
 JSON = dict[str, Any]
@@ -34,17 +35,15 @@ class VMs(Protocol):
     async def resume(self, ref: str) -> JSON: ...
     def stop(self, ref: str, *, force: bool, timeout_s: float) -> Operation: ...
     def users_of_switch(self, switch: str) -> Iterable[str]: ...
+    def running_on_switch(self, switch: str) -> Sequence[str]: ...
     def users_of_pool(self, pool: str) -> Iterable[str]: ...
 
-    def running_on_switch(self, switch: str) -> Sequence[str]: ...
 
 class Switches(Protocol):
     async def facts(self) -> Sequence[SwitchFacts]: ...
     async def facts_of(self, name: str) -> SwitchFacts: ...
     async def create(self, switch: Switch) -> Switch: ...
     async def delete(self, name: str, users: Users) -> None: ...
-
-
     async def change(self, name: str, changes: SwitchChanges, running: Users) -> Switch: ...
 
 
@@ -52,6 +51,8 @@ class Plugs(Protocol):
     """How VMs are plugged into switches; `ref` is a VM's name or id."""
 
     async def change(self, ref: str, nic: str, changes: NICChanges) -> JSON: ...
+
+
 class Pools(Protocol):
     async def facts(self) -> Sequence[PoolFacts]: ...
     async def facts_of(self, name: str) -> PoolFacts: ...
@@ -121,6 +122,8 @@ class Services:
     checkpoints: Checkpoints | None = None
     inspections: Inspections | None = None
     ports: Ports | None = None
+    fleet: Any = None  # a Fleet
+    plugs: Any = None  # a Plugs
     incoming: Any = None  # what routes/peer.py serves
     doubts: Any = None  # a Doubts
 
@@ -131,4 +134,3 @@ def _services(request: Request) -> Services:
 
 
 Here = Annotated[Services, Depends(_services)]
-    plugs: Any = None  # a Plugs

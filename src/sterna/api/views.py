@@ -74,8 +74,8 @@ class SwitchView(View):
     switch: Switch
     vlans: bool
     problem: str
-    users: list[str] = Field(description="VMs plugged in here")
     mtu: int = Field(0, description="Largest packet that passes it now, bytes; 0: unknown")
+    users: list[str] = Field(description="VMs plugged in here")
 
 
 class PoolView(View):

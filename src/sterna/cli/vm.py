@@ -24,10 +24,10 @@ vm = group(
 vm.add_command(checkpoint)
 vm.add_command(export)
 vm.add_command(import_)
-the_vm = click.argument("name", metavar="VM", shell_complete=complete.vms)
 vm.add_command(nic_group)
 vm.add_command(set_)
 vm.add_command(upgrade_version)
+the_vm = click.argument("name", metavar="VM", shell_complete=complete.vms)
 CANCELLED = 7  # DESIGN: exit codes
 FILE = click.Path()  # completes names of files; whether one is there is found out later
 FIRMWARE = click.Choice(["bios", "uefi"])

@@ -103,6 +103,6 @@ def _disk(disk: Mapping[str, Any]) -> str:
 
 def _nic(nic: Mapping[str, Any]) -> str:
     vlan = f" VLAN {nic['vlan']}" if nic.get("vlan") is not None else ""
+    vlan += f" trunk {nic['trunk']}" if nic.get("trunk") else ""
     mac = f", {nic['mac']}" if nic.get("mac") else ""
     return f"{nic['name']}: switch {nic['switch']}{vlan}{mac}"
-    vlan += f" trunk {nic['trunk']}" if nic.get("trunk") else ""

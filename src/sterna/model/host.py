@@ -9,9 +9,9 @@ from typing import Literal
 from sterna.model.disk import STRICT
 from sterna.model.vm import DEVICE_NAME, require_name
 
-
 SwitchType = Literal["external", "internal", "private"]
 MTUS = range(576, 65536)  # RFC 791: what every host must take; what a bridge can carry
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Switch:
@@ -24,8 +24,8 @@ class Switch:
     __pydantic_config__ = STRICT
 
     name: str
-    bridge: str = ""  # interface name; default: made from the switch's name
     type: SwitchType | Literal[""] = ""  # filled in: external with an uplink, else internal
+    bridge: str = ""  # interface name; default: made from the switch's name
     uplink: str = ""  # interface that joins the bridge
     address: str = ""  # of the host on an internal switch, with its prefix: 192.0.2.1/24
     mtu: int = 0  # bytes; 0: what the uplink has, 1500 without one
@@ -34,7 +34,6 @@ class Switch:
         require_name(self.name, "a switch")
         if self.bridge:
             require_name(self.bridge, "a bridge", DEVICE_NAME)
-
         if not self.type:
             object.__setattr__(self, "type", "external" if self.uplink else "internal")
         if self.uplink and self.type != "external":
@@ -59,6 +58,7 @@ class SwitchChanges:
     uplink: str | None = None
     address: str | None = None
     mtu: int | None = None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
@@ -92,8 +92,8 @@ class SwitchFacts:
     switch: Switch
     vlans: bool  # the kernel and bridge can tag VLANs
     problem: str = ""
-
     mtu: int = 0  # largest packet that passes it now; 0: unknown
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QEMUFacts:

@@ -22,8 +22,8 @@ from sterna.model.disk import (
     Volume,
     require_file_name,
 )
-from sterna.units import parse_size
 from sterna.model.network import LAST_VLAN, parse_trunk
+from sterna.units import parse_size
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 DEVICE_NAME = re.compile(r"[a-z][a-z0-9]{0,14}")

@@ -12,7 +12,7 @@ from sterna.api.views import StopWishes, VMView
 from sterna.model.check import MoveReport
 from sterna.model.move import MoveWishes, StorageWishes
 from sterna.model.operation import Operation
-from sterna.model.vm import NICChanges, VMSpec
+from sterna.model.vm import NICChanges, VMChanges, VMSpec
 
 router = APIRouter(prefix="/v1/vms", tags=["vms"])
 
@@ -36,13 +36,33 @@ async def one(vm: str, here: Here) -> Response:
     return answer(here.vms.view(vm))
 
 
-@router.delete("/{vm}", status_code=204)
+@router.patch("/{vm}", response_model=VMView)
+async def change(vm: str, changes: VMChanges, here: Here) -> Response:
+    """Change what it is. A guest that runs or is saved sees it from its next start (`cpu_next`)."""
+    return answer(await here.fleet.change(vm, changes))
+
+
+@router.get("/{vm}/upgrade", response_model=Upgrade)
+async def upgrade(vm: str, here: Here, machine: str = "") -> Response:
+    """What a newer version (machine type) would mean: which hosts could not run it any more."""
+    return answer(await here.fleet.upgrade(vm, UpgradeWishes(machine=machine)))
+
+
+@router.post("/{vm}:upgrade-version", response_model=VMView)
+async def upgrade_version(
+    vm: str, here: Here, wishes: Annotated[UpgradeWishes | None, Body()] = None
+) -> Response:
+    """Raise the version of a VM that is off. It cannot be lowered again."""
+    return answer(await here.fleet.raise_version(vm, wishes or UpgradeWishes()))
+
+
 @router.patch("/{vm}/nics/{nic}", response_model=VMView)
 async def change_nic(vm: str, nic: str, changes: NICChanges, here: Here) -> Response:
     """Plug a NIC into another switch or VLAN, at once if the VM runs: its link stays up."""
     return answer(await here.plugs.change(vm, nic, changes))
 
 
+@router.delete("/{vm}", status_code=204)
 async def delete(vm: str, here: Here, keep_disks: bool = False) -> Response:
     """Delete a VM that is off, with its disks unless `keep_disks`."""
     await here.vms.delete(vm, keep_disks=keep_disks)
