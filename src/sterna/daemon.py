@@ -155,7 +155,6 @@ class Daemon:
             inspections=self.inspections,
             ports=self.ports,
             storage_moves=StorageMoves(self.vms),
-            fleet=Fleet(self.vms, self.peers, self.facts),
             plugs=self.plugs,
             incoming=self.incoming,
             doubts=self.doubts,

@@ -12,11 +12,10 @@ from sterna.model.check import MoveReport
 from sterna.model.checkpoint import ApplyWishes, CheckpointWishes
 from sterna.model.doubt import Doubt
 from sterna.model.host import HostFacts, Pool, PoolFacts, Switch, SwitchChanges, SwitchFacts
-from sterna.model.machine import Upgrade, UpgradeWishes
 from sterna.model.move import MoveWishes, StorageWishes
 from sterna.model.operation import Operation
 from sterna.model.port import ExportWishes, ImportWishes
-from sterna.model.vm import NICChanges, VMChanges, VMSpec
+from sterna.model.vm import NICChanges, VMSpec
 from sterna.operations.runner import Runner
 
 JSON = dict[str, Any]
@@ -122,7 +121,6 @@ class Services:
     checkpoints: Checkpoints | None = None
     inspections: Inspections | None = None
     ports: Ports | None = None
-    fleet: Any = None  # a Fleet
     plugs: Any = None  # a Plugs
     incoming: Any = None  # what routes/peer.py serves
     doubts: Any = None  # a Doubts

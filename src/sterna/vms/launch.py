@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 from sterna.config import Config
-from sterna.errors import CPULacking, ImageMissing, QEMULost, SternaError, VMStartFailed
+from sterna.errors import ImageMissing, QEMULost, SternaError, VMStartFailed
 from sterna.host.network import Network
 from sterna.host.registry import Pools, Switches
 from sterna.host.taps import tap_name
-from sterna.model.cpu import CPUChoice, CPUFacts, lacks
 from sterna.model.vm import Firmware, VMRecord, VMSpec
 from sterna.operations.runner import Runner
 from sterna.qemu import argv, process

@@ -12,7 +12,7 @@ from sterna.api.views import StopWishes, VMView
 from sterna.model.check import MoveReport
 from sterna.model.move import MoveWishes, StorageWishes
 from sterna.model.operation import Operation
-from sterna.model.vm import NICChanges, VMChanges, VMSpec
+from sterna.model.vm import NICChanges, VMSpec
 
 router = APIRouter(prefix="/v1/vms", tags=["vms"])
 
@@ -34,26 +34,6 @@ async def create(spec: VMSpec, here: Here) -> Response:
 async def one(vm: str, here: Here) -> Response:
     """One VM, by name or id."""
     return answer(here.vms.view(vm))
-
-
-@router.patch("/{vm}", response_model=VMView)
-async def change(vm: str, changes: VMChanges, here: Here) -> Response:
-    """Change what it is. A guest that runs or is saved sees it from its next start (`cpu_next`)."""
-    return answer(await here.fleet.change(vm, changes))
-
-
-@router.get("/{vm}/upgrade", response_model=Upgrade)
-async def upgrade(vm: str, here: Here, machine: str = "") -> Response:
-    """What a newer version (machine type) would mean: which hosts could not run it any more."""
-    return answer(await here.fleet.upgrade(vm, UpgradeWishes(machine=machine)))
-
-
-@router.post("/{vm}:upgrade-version", response_model=VMView)
-async def upgrade_version(
-    vm: str, here: Here, wishes: Annotated[UpgradeWishes | None, Body()] = None
-) -> Response:
-    """Raise the version of a VM that is off. It cannot be lowered again."""
-    return answer(await here.fleet.raise_version(vm, wishes or UpgradeWishes()))
 
 
 @router.patch("/{vm}/nics/{nic}", response_model=VMView)
