@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sterna.lab import hosts as lab_hosts
 from sterna.lab.hosts import Host
 
 SCRIPT = Path(sys.executable).with_name("sterna")
@@ -58,11 +61,73 @@ class Administrator:
 
     def is_refused(self, vm: str, target: Host, identity: str) -> None:
         """A move does not begin, for that reason."""
-        body = {"target": target.name}
         done = self.ask(f"sterna move {vm} {target.name} -o json")
-        assert done.returncode == REFUSED, (body, done.stdout, done.stderr)
+        assert done.returncode == REFUSED, (done.stdout, done.stderr)
         assert identity in done.stdout + done.stderr
 
     def moves(self, vm: str, target: Host, options: str = "") -> None:
         """A move that must succeed."""
         self.run(f"sterna move {vm} {target.name} {options}")
+
+
+def make(host: Host, name: str = "tern", pool: str = "local", **more: Any) -> None:
+    """A VM, off, with one small disk and one NIC."""
+    disk = {"name": "vda", "pool": pool, "size": "16MiB"}
+    nic = {"name": "net0", "switch": "lan"}
+    spec = {"name": name, "memory": "64MiB", "disks": [disk], "nics": [nic], **more}
+    host.client.post("/v1/vms", spec)
+
+
+def restart(*hosts: Host) -> None:
+    """Their daemons, which read their configuration anew and see what was mounted."""
+    for host in hosts:
+        host.stop()
+    for host in hosts:
+        host.start()
+    for host in hosts:
+        host.wait_ready()
+
+
+@contextlib.contextmanager
+def odd(host: Host, *prefix: str, **what: Any) -> Iterator[None]:
+    """`host` is odd until the block ends: see odd_sternad. `prefix`: words before its command."""
+    ordinary = lab_hosts._daemon
+    daemon = [sys.executable, str(Path(__file__).with_name("odd_sternad.py"))]
+    lab_hosts._daemon = lambda: ["env", f"ODD={json.dumps(what)}", *prefix, *daemon]
+    try:
+        restart(host)
+    finally:
+        lab_hosts._daemon = ordinary
+    try:
+        yield
+    finally:
+        restart(host)
+
+
+@contextlib.contextmanager
+def configured(host: Host, *changes: tuple[str, str]) -> Iterator[None]:
+    """Its configuration with texts replaced, until the block ends."""
+    ordinary = host.config.read_text()
+    text = ordinary
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    host.config.write_text(text)
+    try:
+        restart(host)
+        yield
+    finally:
+        host.config.write_text(ordinary)
+        restart(host)
+
+
+@contextlib.contextmanager
+def small(folder: Path, *options: str) -> Iterator[Path]:
+    """A small file system at `folder`; daemons see it after a `restart`."""
+    folder.mkdir()
+    argv = ["mount", "-t", "tmpfs", "-o", ",".join(("mode=0711", *options)), "sterna-test"]
+    subprocess.run([*argv, str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)

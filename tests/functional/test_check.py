@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from checking import REFUSED, Administrator
+from checking import REFUSED, Administrator, make
 from sterna.lab import vm
 from sterna.lab.vm import Load
 
@@ -54,13 +54,6 @@ def test_what_is_found_is_mended_by_its_command_and_the_move_goes(lab, admin):
         there.client.delete("/v1/vms/tern")
         there.client.delete("/v1/switches/lan")
         there.client.post("/v1/switches", {"name": "lan", "uplink": "data0"})
-
-
-def make(host, *, pool: str = "local", **more: object) -> None:
-    """tern, off, with one small disk and one NIC."""
-    disk = {"name": "vda", "pool": pool, "size": "16MiB"}
-    nic = {"name": "net0", "switch": "lan"}
-    host.client.post("/v1/vms", {"name": "tern", "memory": "64MiB", "disks": [disk], "nics": [nic], **more})  # fmt: skip
 
 
 def test_a_plan_is_edited_checked_again_and_done_as_approved(lab, admin, tmp_path):

@@ -40,6 +40,12 @@ SAME = {
     "pool.unusable": "storage.pool-broken",
     "switch.not-found": "network.switch-missing",
     "switch.unusable": "network.switch-broken",
+    "switch.vlan-unsupported": "network.vlan",
+}
+# What follows from another finding, and is not said beside it.
+FOLLOWS = {
+    "storage.no-room": {"storage.pool-missing", "storage.pool-broken"},
+    "vm.wrong-state": {"host.memory", "qemu.accel"},
 }
 
 
@@ -184,8 +190,8 @@ class Preflight:
     async def _told(self, vm: VM, peer: Peer, travel: Travel, known: set[str]) -> list[Check]:
         """What only the target can see: names and files that are there, the state of its VMs."""
         told = await peer.check(offer.reservation(vm, self._vms, travel))
-        named = (replace(one, id=SAME.get(one.id, one.id)) for one in told)
-        return [one for one in named if one.id not in known]
+        named = [replace(one, id=SAME.get(one.id, one.id)) for one in told]
+        return [one for one in named if known.isdisjoint({one.id, *FOLLOWS.get(one.id, ())})]
 
 
 async def _facts(peer: Peer | None) -> tuple[HostFacts, float] | None:
