@@ -25,8 +25,6 @@ vm.add_command(checkpoint)
 vm.add_command(export)
 vm.add_command(import_)
 vm.add_command(nic_group)
-vm.add_command(set_)
-vm.add_command(upgrade_version)
 the_vm = click.argument("name", metavar="VM", shell_complete=complete.vms)
 CANCELLED = 7  # DESIGN: exit codes
 FILE = click.Path()  # completes names of files; whether one is there is found out later
