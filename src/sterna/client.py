@@ -304,7 +304,7 @@ def _query(values: Mapping[str, Any] | None) -> str:
         for key, value in (values or {}).items()
         if value is not None
     }
-    return f"?{urlencode(given)}" if given else ""
+    return f"?{urlencode(given, doseq=True)}" if given else ""
 
 
 def _reason(error: Exception) -> str:

@@ -58,6 +58,7 @@ class QEMU:
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     probe_kernel: Path | None = None  # kernel that proves KVM; default: the newest in /boot
     arguments: tuple[str, ...] = ()  # before all others, such as -L DIR for a private build
+    cpu_mask: tuple[str, ...] = ()  # features of the processor that guests here do not get: "avx2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

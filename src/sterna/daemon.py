@@ -32,6 +32,7 @@ from sterna.host.network import Network
 from sterna.host.registry import Pools, Switches
 from sterna.model.host import HostFacts, QEMUFacts, SwitchFacts
 from sterna.move.engine import Moves
+from sterna.move.fleet import Fleet
 from sterna.move.incoming import Incoming
 from sterna.move.peer import Peers
 from sterna.move.recovery import Recovery
@@ -40,7 +41,7 @@ from sterna.move.storage.engine import StorageMoves
 from sterna.operations.journal import Journal
 from sterna.operations.runner import Runner
 from sterna.port.service import Ports
-from sterna.qemu import capabilities
+from sterna.qemu import capabilities, cpus
 from sterna.security import identity
 from sterna.vms.inspection import Inspections
 from sterna.vms.launch import Launcher
@@ -108,6 +109,7 @@ class Daemon:
             pools=tuple(pools),
             migration_address=self.config.migration_address,
             vms=sum(vm.is_here for vm in self.vms.all()),
+            cpu=self.launcher.cpu,
             cpus_idle=self.idleness.cpus,
             problems=tuple(problems),
             uplinks=uplinks,
@@ -155,6 +157,7 @@ class Daemon:
             inspections=self.inspections,
             ports=self.ports,
             storage_moves=StorageMoves(self.vms),
+            fleet=Fleet(self.vms, self.peers, self.facts),
             plugs=self.plugs,
             incoming=self.incoming,
             doubts=self.doubts,
@@ -213,6 +216,7 @@ async def assemble(settings: Config) -> Daemon:
         switches=switches,
         pools=pools,
         runner=Runner(Journal(settings.state_dir / "journal.db"), settings.name),
+        cpu=await cpus.facts(settings.qemu, offers.binary, accel, cache),
     )
     qemu = QEMUFacts(
         binary=offers.binary,

@@ -114,7 +114,7 @@ def test_conflicts_and_things_that_are_not_there_exit_4(sterna, sternad):
 @pytest.mark.parametrize(
     ("arguments", "sentence", "fix"),
     [
-        (["vm", "lst"], "sterna vm has no command 'lst'; did you mean list?", "sterna vm --help"),
+        (["vm", "lsit"], "sterna vm has no command 'lsit'; did you mean list?", "sterna vm --help"),
         (["nothing"], "sterna has no command 'nothing'", "sterna --help"),
         (["vm"], "sterna vm needs a command", "sterna vm --help"),
         (["vm", "list", "--bad"], "no such option", "sterna vm list --help"),

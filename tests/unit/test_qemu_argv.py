@@ -80,18 +80,31 @@ def test_a_comma_in_a_path_stays_in_the_path() -> None:
     assert json.loads(values(arguments, "-blockdev")[0])["filename"] == "/run/vm/a,b/tern-0"
 
 
-def test_a_processor_that_lacks_a_feature_refuses_the_guest_under_kvm_only() -> None:
-    assert values(VARIANTS["kvm"].build(RUN), "-cpu")[0].endswith("ssse3=on,enforce=on")
+def test_a_level_is_given_whole_or_not_at_all_and_a_model_as_the_emulator_can() -> None:
+    for name in ("kvm", "small"):
+        assert values(VARIANTS[name].build(RUN), "-cpu")[0].endswith("ssse3=on,enforce=on")
     assert "enforce" not in values(VARIANTS["model"].build(RUN), "-cpu")[0]
 
 
-@pytest.mark.parametrize(
-    ("cpu", "reason"),
-    [("host", "needs KVM"), ("qemu64,+svm", "not the name of a model")],
-)
-def test_a_processor_that_cannot_be_given_is_refused(cpu: str, reason: str) -> None:
-    with pytest.raises(BadSpec, match=reason):
-        Variant(replace(SMALL, cpu=cpu)).build(RUN)
+def test_features_over_a_level_are_added_and_masked_ones_taken_from_a_model() -> None:
+    spec = replace(SMALL, cpu_features=("aes", "avx"))
+    assert ",ssse3=on,aes=on,avx=on,enforce=on" in values(Variant(spec).build(RUN), "-cpu")[0]
+    model = Variant(replace(SMALL, cpu="max")).build(RUN, masked=("avx2",))
+    assert values(model, "-cpu") == ["max,avx2=off"]
+    assert values(Variant(SMALL).build(RUN, masked=("avx2",)), "-cpu") == values(
+        Variant(SMALL).build(RUN), "-cpu"
+    )
+
+
+def test_a_processor_that_cannot_be_given_is_refused() -> None:
+    with pytest.raises(BadSpec, match="needs KVM"):
+        Variant(replace(SMALL, cpu="host")).build(RUN)
+    with pytest.raises(BadSpec, match="keeps avx2 from its guests"):
+        Variant(replace(SMALL, cpu="x86-64-v3")).build(RUN, masked=("avx2", "sha-ni"))
+    with pytest.raises(ValueError, match="not the name of a processor model"):
+        replace(SMALL, cpu="qemu64,+svm")
+    with pytest.raises(ValueError, match="not to max"):
+        replace(SMALL, cpu="max", cpu_features=("avx",))
 
 
 def test_uefi_without_its_files_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

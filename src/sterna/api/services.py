@@ -11,11 +11,13 @@ from fastapi import Depends, Request
 from sterna.model.check import MoveReport
 from sterna.model.checkpoint import ApplyWishes, CheckpointWishes
 from sterna.model.doubt import Doubt
+from sterna.model.cpu import Baseline
 from sterna.model.host import HostFacts, Pool, PoolFacts, Switch, SwitchChanges, SwitchFacts
+from sterna.model.machine import Upgrade, UpgradeWishes
 from sterna.model.move import MoveWishes, StorageWishes
 from sterna.model.operation import Operation
 from sterna.model.port import ExportWishes, ImportWishes
-from sterna.model.vm import NICChanges, VMSpec
+from sterna.model.vm import NICChanges, VMChanges, VMSpec
 from sterna.operations.runner import Runner
 
 JSON = dict[str, Any]
@@ -88,6 +90,15 @@ class Doubts(Protocol):
     async def fence(self, operation: str) -> Operation: ...
 
 
+class Fleet(Protocol):
+    """What concerns several hosts; `ref` is a VM's name or id."""
+
+    async def baseline(self, names: Sequence[str] = ()) -> Baseline: ...
+    async def change(self, ref: str, changes: VMChanges) -> JSON: ...
+    async def upgrade(self, ref: str, wishes: UpgradeWishes) -> Upgrade: ...
+    async def raise_version(self, ref: str, wishes: UpgradeWishes) -> JSON: ...
+
+
 class StorageMoves(Protocol):
     async def begin(self, ref: str, wishes: StorageWishes) -> Operation: ...
 
@@ -122,6 +133,7 @@ class Services:
     inspections: Inspections | None = None
     ports: Ports | None = None
     plugs: Any = None  # a Plugs
+    fleet: Any = None  # a Fleet
     incoming: Any = None  # what routes/peer.py serves
     doubts: Any = None  # a Doubts
 

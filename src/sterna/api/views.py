@@ -50,6 +50,7 @@ class VMView(View):
     spec: VMSpec | None = Field(description="null if its record is damaged")
     ownership: Ownership | None
     operation: str = Field(description="Operation that has it now; empty: none")
+    cpu_next: Any = Field(None, description="Its processor from its next start; null: as it is")
     process: ProcessView | None
     console: str = Field(description="Unix socket of its serial console on its host")
     vnc: str = Field(description="Unix socket of its screen on its host")

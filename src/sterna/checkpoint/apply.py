@@ -13,7 +13,13 @@ from typing import Any
 from sterna.checkpoint import tree
 from sterna.checkpoint.create import make_overlay, new_volume
 from sterna.checkpoint.merge import Merger
-from sterna.errors import AppliedButOff, CheckpointDamaged, SavedStateForeign, SternaError
+from sterna.errors import (
+    AppliedButOff,
+    CheckpointDamaged,
+    MemoryForeign,
+    SavedStateForeign,
+    SternaError,
+)
 from sterna.model.disk import Checkpoint, Image, Volume
 from sterna.model.move import Phase
 from sterna.move.undo import Undo
@@ -24,7 +30,7 @@ from sterna.vms.service import VMs
 
 
 def require_loadable(vms: VMs, vm: VM, checkpoint: Checkpoint) -> None:
-    """Its memory is of this host's kind. Raises SavedStateForeign."""
+    """Its memory is of this host's kind, and of the VM as it is now. Raises SavedStateForeign, MemoryForeign."""
     state, launcher = checkpoint.memory, vms.launcher
     if state is not None and state.accel != launcher.accel:
         raise SavedStateForeign(
@@ -34,6 +40,14 @@ def require_loadable(vms: VMs, vm: VM, checkpoint: Checkpoint) -> None:
             here=launcher.accel,
             host=launcher.host,
             fix="or go back to its disks alone with --no-memory",
+        )
+    if state is not None and (now := saved.other_machine(state, vm.record.spec)):
+        raise MemoryForeign(
+            what=f"the memory of checkpoint {checkpoint.name}",
+            vm=vm.name,
+            made=" ".join(filter(None, (state.machine, state.cpu))),
+            now=now,
+            fix="Go back to its disks alone with --no-memory",
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -146,6 +147,8 @@ class MemoryFile:
             size=size,
             sha256=found,
             accel=self.accel,
+            machine=self._vm.record.spec.machine,
+            cpu=self._vm.record.spec.processor.text,
         )
 
     def _seal(self) -> tuple[int, str]:
@@ -165,13 +168,7 @@ class MemoryFile:
         except OSError as error:
             reason = error.strerror or str(error)
             raise ImageFailed(action="keep", path=path, reason=reason) from error
-        return StateFile(
-            pool=self.place.pool,
-            volume=self.place.volume,
-            size=state.size,
-            sha256=state.sha256,
-            accel=state.accel,
-        )
+        return replace(state, pool=self.place.pool, volume=self.place.volume)
 
 
 def _sync(path: Path) -> None:

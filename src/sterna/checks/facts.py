@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sterna.model.cpu import CPUChoice, GuestCPU
 from sterna.model.disk import Volume
 from sterna.model.host import HostFacts
 from sterna.model.move import MoveWishes
@@ -27,6 +28,8 @@ class GuestFacts:
     status: str = ""  # QEMU's own word for its run state, such as io-error; empty when it is off
     doing: str = ""  # what another operation does with it now
     operation: str = ""  # that one
+    cpu: GuestCPU | None = None  # what the running guest sees as its processor
+    cpu_next: CPUChoice | None = None  # what it will see from its next start, if that differs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

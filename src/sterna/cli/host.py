@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from sterna.cli import complete
+from sterna.cli.baseline import baseline
 from sterna.cli.command import Settings, command, group
 
 host = group(
@@ -16,6 +17,7 @@ host = group(
     "sterna host show host-b",
     "sterna host certificate > host-a.pem",
 )
+host.add_command(baseline)
 
 
 @command(host, "list", "sterna host list", "sterna host list -o json")
@@ -55,6 +57,7 @@ def show(settings: Settings, name: str | None) -> None:
         ("name", facts["name"]),
         ("sterna", facts.get("sterna")),
         ("cpus", facts.get("cpus")),
+        ("processor", _processor(facts.get("cpu") or {})),
         ("memory", f"{format_size(facts['memory_free'])} free of {format_size(facts['memory_total'])}"),
         ("vms", facts.get("vms")),
         ("qemu", f"{qemu.get('version')} ({qemu.get('binary')})" if qemu else ""),
@@ -83,6 +86,14 @@ def certificate(settings: Settings) -> None:
     from sterna.cli.certificate import show_own  # noqa: PLC0415 - start-up time
 
     show_own(settings)
+
+
+def _processor(cpu: dict[str, Any]) -> str:
+    """The host's, and what guests get of it."""
+    if not cpu.get("features"):
+        return ""
+    masked = f" (without {', '.join(cpu['masked'])})" if cpu.get("masked") else ""
+    return f"{cpu.get('name')}; guests get up to {cpu.get('level') or 'no level'}{masked}"
 
 
 def _switch(facts: dict[str, Any]) -> str:

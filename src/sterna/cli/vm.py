@@ -13,6 +13,7 @@ from sterna.cli.command import Settings, command, group
 from sterna.cli.nic import nic as nic_group
 from sterna.cli.port import export, import_
 from sterna.cli.values import disk, duration, nic, size
+from sterna.cli.vm_set import set_, upgrade_version
 
 vm = group(
     "vm",
@@ -25,6 +26,8 @@ vm.add_command(checkpoint)
 vm.add_command(export)
 vm.add_command(import_)
 vm.add_command(nic_group)
+vm.add_command(set_)
+vm.add_command(upgrade_version)
 the_vm = click.argument("name", metavar="VM", shell_complete=complete.vms)
 CANCELLED = 7  # DESIGN: exit codes
 FILE = click.Path()  # completes names of files; whether one is there is found out later

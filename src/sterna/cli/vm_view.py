@@ -48,7 +48,8 @@ def one(settings: Settings, view: Mapping[str, Any]) -> None:
         ("host", view.get("host")),
         ("damaged", _damaged(view.get("damaged"))),
         ("operation", view.get("operation")),
-        ("vcpus", f"{spec.get('vcpus')} of {spec.get('cpu')}" if spec else ""),
+        ("vcpus", f"{spec.get('vcpus')} of {_processor(spec.get('cpu'), spec.get('cpu_features'))}" if spec else ""),
+        ("from next start", _cpu(view.get("cpu_next"))),
         ("memory", format_size(spec["memory"]) if spec.get("memory") else ""),
         ("machine", spec.get("machine")),
         ("firmware", spec.get("firmware")),
@@ -79,6 +80,14 @@ def _damaged(value: Any) -> Any:
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {item}" for key, item in value.items())
     return value
+
+
+def _processor(model: Any, features: Any) -> str:
+    return f"{model} and {', '.join(features)}" if features else str(model)
+
+
+def _cpu(choice: Mapping[str, Any] | None) -> str:
+    return _processor(choice["model"], choice.get("features")) if choice else ""
 
 
 def _saved(state: Mapping[str, Any] | None) -> str:

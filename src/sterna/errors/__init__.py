@@ -16,6 +16,7 @@ from sterna.errors.family import *
 from sterna.errors.family import SternaError
 from sterna.errors.host import *
 from sterna.errors.lab import *
+from sterna.errors.machine import *
 from sterna.errors.move import *
 from sterna.errors.operation import *
 from sterna.errors.place import *

@@ -62,6 +62,8 @@ class StateFile:
     size: int  # bytes
     sha256: str  # hex, of the whole file
     accel: Literal["kvm", "tcg"]  # that it was made under; the other cannot load it
+    machine: str = ""  # and the machine type; empty: written before this was noted
+    cpu: str = ""  # and the processor, as `CPUChoice.text` has it
 
     @property
     def place(self) -> Volume:

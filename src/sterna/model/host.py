@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_interface
 from typing import Literal
 
+from sterna.model.cpu import CPUFacts
 from sterna.model.disk import STRICT
 from sterna.model.vm import DEVICE_NAME, require_name
 
@@ -120,6 +121,7 @@ class HostFacts:
     pools: tuple[PoolFacts, ...]
     migration_address: str  # where moves are received
     vms: int
+    cpu: CPUFacts = field(default_factory=CPUFacts)  # what its guests can see of processors
     cpus_idle: float | None = None  # of `cpus`, over the last second; None: not known yet
     problems: tuple[str, ...] = ()  # records set aside and the like: what an administrator must see
     uplinks: tuple[str, ...] = ()  # interfaces that are free to be the uplink of a switch

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sterna.model.cpu import CPUChoice
 from sterna.model.disk import STRICT, Checkpoint, StateFile, Volume
 from sterna.model.vm import ID, OwnershipState, VMSpec
 
@@ -184,6 +185,7 @@ class Reservation:
     accel: Literal["kvm", "tcg", ""]  # of the running VM; empty when off
     nvram: str = ""  # base64 of the UEFI variables; a live move carries newer ones by itself
     created: str = ""
+    cpu_next: CPUChoice | None = None  # its processor from its next start
     notes: tuple[str, ...] = ()
     # Images, checkpoints and saved state, in the pools of the target.
     checkpoints: tuple[Checkpoint, ...] = ()

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
+from sterna.model.cpu import SHARED, CPUChoice, require_choice
 from sterna.model.disk import (
     STRICT,
     Checkpoint,
@@ -154,7 +155,8 @@ class VMSpec:
     id: str = ""  # UUID
     vcpus: int = 1
     memory: Size = 512 << 20  # bytes
-    cpu: str = "x86-64-v2"  # a baseline that every current host can give, or a QEMU CPU model
+    cpu: str = "x86-64-v2"  # a level that every current host can give, or a QEMU CPU model
+    cpu_features: tuple[str, ...] = ()  # over a level: what all hosts share
     machine: str = ""  # versioned machine type, such as pc-q35-7.2: the configuration version
     firmware: Firmware = Firmware.BIOS
     disks: tuple[Disk, ...] = ()
@@ -171,6 +173,7 @@ class VMSpec:
             raise ValueError(f"vcpus is {self.vcpus}; it must be between 1 and {MAX_VCPUS}")
         if self.memory < 16 << 20 or self.memory % (1 << 20):
             raise ValueError(f"memory is {self.memory} bytes; it must be whole MiB, at least 16MiB")
+        require_choice(self.cpu, self.cpu_features)
         for tag in self.tags:
             require_name(tag, "a tag")
         for what, names in (
@@ -180,6 +183,29 @@ class VMSpec:
         ):
             if twice := {name for name in names if names.count(name) > 1}:
                 raise ValueError(f"two {what} are called {', '.join(sorted(twice))}")
+
+    @property
+    def processor(self) -> CPUChoice:
+        """What its guest sees as a processor."""
+        return CPUChoice(model=self.cpu, features=self.cpu_features)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VMChanges:
+    """Body of PATCH /v1/vms/{vm}. `cpu_compat`: a level, `shared` or a model of QEMU.
+
+    `share_with`: the hosts that shall share the processor with the VM's own; empty: all it knows.
+    """
+
+    __pydantic_config__ = STRICT
+
+    cpu_compat: str
+    share_with: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require_choice(self.cpu_compat, ())
+        if self.share_with and self.cpu_compat != SHARED:
+            raise ValueError(f"share_with goes with cpu_compat {SHARED} only")
 
 
 class RunState(StrEnum):
@@ -275,3 +301,5 @@ class VMRecord:
     departing: tuple[Volume, ...] = ()
     # Files that another place of this host has now: removed as soon as that step is through, retried at start.
     leaving: tuple[Volume, ...] = ()
+    # What its guest sees as a processor from its next start; None: what the spec says.
+    cpu_next: CPUChoice | None = None

@@ -237,6 +237,7 @@ class Berth:
             ownership=reserved.ownership,
             paused=reservation.paused,
             created=reservation.created,
+            cpu_next=reservation.cpu_next,
             notes=reservation.notes,
             owned_epoch=reserved.owned_epoch,
             fenced=reserved.fenced,

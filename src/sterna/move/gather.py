@@ -31,11 +31,13 @@ async def guest(vm: VM, doing: tuple[str, str]) -> GuestFacts:
         accel=process.accel if process else "",
         doing=doing[0],
         operation=doing[1],
+        cpu_next=vm.record.cpu_next,
     )
     if vm.process is None or vm.monitor is None:
         return facts
     info, status = await vm.qmp.query_migrate(), await vm.qmp.query_status()
-    return replace(facts, blocked=tuple(info.blocked_reasons), status=status)
+    cpu = await vm.processor()
+    return replace(facts, blocked=tuple(info.blocked_reasons), status=status, cpu=cpu)
 
 
 async def facts_of(peer: Peer) -> tuple[HostFacts, float]:

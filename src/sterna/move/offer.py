@@ -48,6 +48,7 @@ def reservation(  # noqa: PLR0913 - the last three are known only when it is ask
         accel=record.process.accel if record.process else "",
         nvram=base64.b64encode(nvram.read_bytes()).decode() if nvram.exists() else "",
         created=record.created,
+        cpu_next=record.cpu_next,
         notes=record.notes,
         checkpoints=travel.checkpoints,
         at=travel.at,

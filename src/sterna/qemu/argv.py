@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from sterna.errors import BadSpec, FirmwareMissing
+from sterna.model.cpu import LEVELS, CPUChoice, needs
 from sterna.model.vm import NIC, Disk, Firmware, VMSpec
 from sterna.qemu import nodes
 from sterna.qemu.nodes import Layer
@@ -28,11 +29,6 @@ from sterna.units import KIB
 TCG_ODD_BYTES = 8 * KIB
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
-
-# The levels of the x86-64 psABI, as features over a model that every QEMU and processor has.
-CPU_LEVELS: dict[str, tuple[str, ...]] = {
-    "x86-64-v2": ("cx16", "lahf-lm", "popcnt", "pni", "sse4.1", "sse4.2", "ssse3"),
-}
 
 # Code and template of the variables: 4 MiB, without secure boot. The size is a part of the
 # migration ABI, so the older 2 MiB builds are not taken in their stead.
@@ -124,16 +120,18 @@ def build(  # noqa: PLR0913 - one argument for each thing that differs between t
     firmware: FirmwareFiles | None = None,
     arguments: Sequence[str] = (),
     vhost_fds: Mapping[str, int] | None = None,
+    masked: Sequence[str] = (),
 ) -> list[str]:
     """The command line. `tap_fds` and `chains` (images, the top first) by the names of the spec's NICs and disks;
-    with `vhost_fds` (open /dev/vhost-net, by NIC) the host's kernel carries the frames.
+    with `vhost_fds` (open /dev/vhost-net, by NIC) the host's kernel carries the frames. `masked`: features of
+    the processor that guests of this host shall not have.
 
     Raises BadSpec for a machine that cannot be built.
     """
     return [
         binary,
         *arguments,
-        *_machine(spec, accel, firmware),
+        *_machine(spec, accel, firmware, masked),
         *monitors(paths),
         *_ports("nic", len(spec.nics), Layout.NIC_SLOTS),
         *_ports("disk", len(spec.disks), Layout.DISK_SLOTS),
@@ -151,7 +149,9 @@ def _each(parts: Iterable[list[str]]) -> Iterable[str]:
     return chain.from_iterable(parts)
 
 
-def _machine(spec: VMSpec, accel: str, firmware: FirmwareFiles | None) -> list[str]:
+def _machine(
+    spec: VMSpec, accel: str, firmware: FirmwareFiles | None, masked: Sequence[str]
+) -> list[str]:
     machine = f"{spec.machine or 'q35'},memory-backend=ram,dump-guest-core=off"
     flash: list[str] = []
     if spec.firmware is Firmware.UEFI:
@@ -172,7 +172,7 @@ def _machine(spec: VMSpec, accel: str, firmware: FirmwareFiles | None) -> list[s
         *("-object", f"memory-backend-memfd,id=ram,size={memory},share=on"),
         *("-machine", machine),
         *("-accel", accel),
-        *("-cpu", _cpu(spec.cpu, accel)),
+        *("-cpu", _cpu(spec.processor, accel, masked)),
         *("-m", f"size={memory // KIB}K"),
         # Spelled out: what QEMU would choose has changed between its versions.
         *("-smp", f"cpus={spec.vcpus},sockets=1,cores={spec.vcpus},threads=1"),
@@ -186,16 +186,21 @@ def _flash(node: str, path: Path, *, read_only: bool) -> list[str]:
     return _blockdevs(nodes.chain([layer], read_only=read_only))
 
 
-def _cpu(model: str, accel: str) -> str:
+def _cpu(wanted: CPUChoice, accel: str, masked: Sequence[str]) -> str:
+    model, level = wanted.model, LEVELS.get(wanted.model)
     if model == "host" and accel != "kvm":
         raise BadSpec(where="cpu", reason="host needs KVM, and this host emulates")
-    if "," in model:
-        raise BadSpec(where="cpu", reason=f"{model!r} is not the name of a model")
-    if model in CPU_LEVELS:
-        model = ",".join(["qemu64", *(f"{feature}=on" for feature in CPU_LEVELS[model])])
-    # A processor that lacks a feature must refuse the guest, not run it with less. The emulator
-    # lacks some of every model and says so in the log.
-    return f"{model},enforce=on" if accel == "kvm" else model
+    if level is None:
+        # A processor that lacks a feature must refuse the guest, not run it with less. The emulator
+        # lacks some of every model of QEMU and says so in the log.
+        off = [f"{feature}=off" for feature in masked]
+        return ",".join([model, *off, *(["enforce=on"] if accel == "kvm" else [])])
+    if hidden := needs(wanted).intersection(masked):
+        reason = f"this host keeps {', '.join(sorted(hidden))} from its guests"
+        raise BadSpec(where="cpu", reason=reason)
+    # A level is the same everywhere, or the guest does not start.
+    on = (f"{feature}=on" for feature in (*level, *wanted.features))
+    return ",".join(["qemu64", *on, "enforce=on"])
 
 
 def monitors(paths: RunPaths) -> list[str]:

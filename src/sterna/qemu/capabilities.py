@@ -17,7 +17,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -104,6 +105,16 @@ def save(file: Path, key: str, answer: dict[str, Any]) -> None:
 
 
 async def _ask(path: str, arguments: Sequence[str]) -> Capabilities:
+    async with asking(path, arguments) as session:
+        return await _answers(path, session)
+
+
+@asynccontextmanager
+async def asking(path: str, arguments: Sequence[str]) -> AsyncIterator[Session]:
+    """A QEMU without a machine, to be asked for what it is; it ends with the body.
+
+    Raises QEMUMissing if it does not work.
+    """
     with tempfile.TemporaryDirectory(prefix="sterna-") as directory:
         paths = RunPaths(Path(directory))
         command = [path, *arguments, "-nodefaults", "-no-user-config", "-display", "none"]
@@ -115,7 +126,7 @@ async def _ask(path: str, arguments: Sequence[str]) -> Capabilities:
                 path, paths.control, paths.oob, is_alive=lambda: started.is_alive
             )
             try:
-                return await _answers(path, session)
+                yield session
             finally:
                 await session.close()
         except QEMULost as error:

@@ -10,15 +10,16 @@ import contextlib
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from sterna.config import Config
-from sterna.errors import ImageMissing, QEMULost, SternaError, VMStartFailed
+from sterna.errors import CPULacking, ImageMissing, QEMULost, SternaError, VMStartFailed
 from sterna.host.network import Network
 from sterna.host.registry import Pools, Switches
 from sterna.host.taps import tap_name
+from sterna.model.cpu import CPUChoice, CPUFacts, lacks
 from sterna.model.vm import Firmware, VMRecord, VMSpec
 from sterna.operations.runner import Runner
 from sterna.qemu import argv, process
@@ -43,6 +44,7 @@ class Launcher:
     switches: Switches
     pools: Pools
     runner: Runner
+    cpu: CPUFacts = field(default_factory=CPUFacts)  # what guests can see of processors here
 
     async def launch(self, vm: VM, *, incoming: bool = False) -> None:
         """Start QEMU for `vm`, attach to it. On failure nothing of it is left running.
@@ -50,6 +52,7 @@ class Launcher:
         Raises VMStartFailed with QEMU's own words, or what is missing on this host.
         """
         spec = vm.record.spec
+        self.require_processor(spec.name, spec.processor)
         self.check_files(vm.record)
         vm.prepare_run_dir()
         taps: dict[str, int] = {}
@@ -69,6 +72,7 @@ class Launcher:
                 incoming=incoming,
                 firmware=self.firmware(spec),
                 arguments=self.config.qemu.arguments,
+                masked=self.cpu.masked,
             )
             await self._spawn(vm, arguments, list(taps.values()))
         finally:
@@ -88,6 +92,11 @@ class Launcher:
             if isinstance(error, (QEMULost, SternaError)):
                 raise VMStartFailed(vm=vm.name, reason=vm.last_words(), log=vm.paths.log) from error
             raise
+
+    def require_processor(self, vm: str, choice: CPUChoice) -> None:
+        """Raises CPULacking if a guest with that processor could not be started here."""
+        if missing := lacks(choice, self.cpu, self.accel):
+            raise CPULacking(host=self.host, vm=vm, cpu=choice, missing=", ".join(missing))
 
     def chains(self, record: VMRecord) -> dict[str, tuple[Layer, ...]]:
         """Where the images of each disk are on this host, the top first."""

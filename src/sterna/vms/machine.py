@@ -16,8 +16,10 @@ from pathlib import Path
 
 from sterna.errors import QEMULost, SternaError, VMBusy, VMLost, VMNotFound, VMStartFailed
 from sterna.host.store import Store
+from sterna.model.cpu import GuestCPU
 from sterna.model.vm import OwnershipState, RunState, VMRecord
 from sterna.operations.runner import Runner
+from sterna.qemu import cpus
 from sterna.qemu.argv import RunPaths
 from sterna.qemu.blocks import Blocks
 from sterna.qemu.commands import Monitor
@@ -50,6 +52,7 @@ class VM:
         self.declared = asyncio.Event()  # a human says that the host it was given to is off
         self.paths = RunPaths(run_dir)
         self._store = store
+        self._cpu: GuestCPU | None = None  # of this QEMU; it stays as it is
         self._writing = asyncio.Lock()
         self.is_deleted = False  # a late write would bring the record back
 
@@ -143,6 +146,7 @@ class VM:
             await session.close()
             raise
         self.process, self.monitor, self.status = process, Monitor(session), status
+        self._cpu = None
         self.ended.clear()
         runner.background(self._watch(process, session), f"watch {self.name}")
 
@@ -189,6 +193,12 @@ class VM:
     def blocks(self) -> Blocks:
         """The block commands; raises VMLost if there is no QEMU."""
         return Blocks(self.qmp.session)
+
+    async def processor(self) -> GuestCPU:
+        """What its guest sees as a processor. Raises VMLost, QEMULost, QMPTimeout, QMPError."""
+        if self._cpu is None:
+            self._cpu = await cpus.seen(self.qmp.session)
+        return self._cpu
 
     def last_words(self) -> str:
         """The end of QEMU's log, on one line."""

@@ -27,6 +27,7 @@ from sterna.errors import (
     VMStartFailed,
 )
 from sterna.model.disk import StateFile, Volume
+from sterna.model.vm import VMSpec
 from sterna.tasks import finish
 from sterna.vms.kept import Kept
 from sterna.vms.launch import Launcher
@@ -62,6 +63,12 @@ async def damage(state: StateFile, launcher: Launcher) -> tuple[Path | str, str]
     if found != state.sha256:
         return path, "its content is not what was written"
     return path, ""
+
+
+def other_machine(state: StateFile, spec: VMSpec) -> str:
+    """What the VM is now, if the memory was made by another machine; empty: it fits."""
+    is_same = state.machine in ("", spec.machine) and state.cpu in ("", spec.processor.text)
+    return "" if is_same else f"{spec.machine} {spec.processor.text}"
 
 
 async def require_sound(vm: VM, launcher: Launcher) -> StateFile:

@@ -46,7 +46,7 @@ from sterna.model.vm import (
 )
 from sterna.operations.runner import Job, Runner
 from sterna.qemu import image
-from sterna.vms import chain, saved, volumes
+from sterna.vms import chain, change, saved, volumes
 from sterna.vms.kept import Kept
 from sterna.vms.launch import Launcher
 from sterna.vms.machine import VM
@@ -192,6 +192,7 @@ class VMs:
             newest=capabilities.default_machine,
             host=self.config.name,
         )
+        self.launcher.require_processor(spec.name, spec.processor)
         await asyncio.to_thread(self._check_new, spec)
         spec = await volumes.resolve(spec, self.launcher.pools, self.config.name)
         self.require_unused(spec)
@@ -353,7 +354,7 @@ class VMs:
                 await saved.go_on(vm, self.launcher, self.kept)
                 log.info("VM %s goes on from its saved state", vm.name)
                 return view(vm, self.config.name)
-            await vm.write(paused=False)
+            await vm.write(paused=False, **change.from_next_start(vm.record))
             await self.launcher.launch(vm)
             try:
                 await vm.resume_as_recorded()

@@ -32,5 +32,6 @@ def view(vm: VM, host: str) -> dict[str, Any]:
         "saved": edge.dump(vm.record.saved) if vm.record.saved else None,
         "damaged": None,
         "created": vm.record.created,
+        "cpu_next": edge.dump(vm.record.cpu_next) if vm.record.cpu_next else None,
         "is_stopped_by_user": vm.record.paused and vm.state is RunState.PAUSED,
     }

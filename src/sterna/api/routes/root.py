@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
 
 from sterna import __version__
 from sterna.api.answers import answer
 from sterna.api.services import Here
 from sterna.api.views import HostView, Root
+from sterna.model.cpu import Baseline
 from sterna.model.host import HostFacts
 
 API = 1
@@ -28,6 +31,12 @@ async def root(here: Here) -> Response:
 async def host(here: Here) -> Response:
     """The facts of this host, gathered now."""
     return answer(await here.facts())
+
+
+@router.get("/baseline", response_model=Baseline)
+async def baseline(here: Here, host: Annotated[list[str] | None, Query()] = None) -> Response:
+    """The processor that these hosts share; without `host`, this one and all that it knows."""
+    return answer(await here.fleet.baseline(host or ()))
 
 
 @router.get("/hosts", response_model=list[HostView])

@@ -10,9 +10,10 @@ from sterna.api.answers import accepted, answer
 from sterna.api.services import Here
 from sterna.api.views import StopWishes, VMView
 from sterna.model.check import MoveReport
+from sterna.model.machine import Upgrade, UpgradeWishes
 from sterna.model.move import MoveWishes, StorageWishes
 from sterna.model.operation import Operation
-from sterna.model.vm import NICChanges, VMSpec
+from sterna.model.vm import NICChanges, VMChanges, VMSpec
 
 router = APIRouter(prefix="/v1/vms", tags=["vms"])
 
@@ -40,6 +41,26 @@ async def one(vm: str, here: Here) -> Response:
 async def change_nic(vm: str, nic: str, changes: NICChanges, here: Here) -> Response:
     """Plug a NIC into another switch or VLAN, at once if the VM runs: its link stays up."""
     return answer(await here.plugs.change(vm, nic, changes))
+
+
+@router.patch("/{vm}", response_model=VMView)
+async def change(vm: str, changes: VMChanges, here: Here) -> Response:
+    """Change what it is. A guest that runs or is saved sees it from its next start (`cpu_next`)."""
+    return answer(await here.fleet.change(vm, changes))
+
+
+@router.get("/{vm}/upgrade", response_model=Upgrade)
+async def upgrade(vm: str, here: Here, machine: str = "") -> Response:
+    """What a newer version (machine type) would mean: which hosts could not run it any more."""
+    return answer(await here.fleet.upgrade(vm, UpgradeWishes(machine=machine)))
+
+
+@router.post("/{vm}:upgrade-version", response_model=VMView)
+async def upgrade_version(
+    vm: str, here: Here, wishes: Annotated[UpgradeWishes | None, Body()] = None
+) -> Response:
+    """Raise the version of a VM that is off. It cannot be lowered again."""
+    return answer(await here.fleet.raise_version(vm, wishes or UpgradeWishes()))
 
 
 @router.delete("/{vm}", status_code=204)
