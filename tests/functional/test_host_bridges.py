@@ -1,11 +1,14 @@
 """Real bridges and taps, in a network namespace of the test's own; real frames pass through."""
 
 import asyncio
+import contextlib
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -557,3 +560,132 @@ def test_a_made_up_bridge_name_never_hits_a_bridge_of_somebody_else(
     ns.do(work)
     assert ns.links() == {bridge_name(LAN)}
     assert MARK not in ns.link("brlan").get("ifalias", "")
+
+
+# ---- who is reached -------------------------------------------------------------------------
+
+HOSTS_OWN = "192.0.2.99"  # on another interface of the host
+
+
+def who_has(address: str, sender: str) -> bytes:
+    """An ARP request (RFC 826) of a machine that claims 192.0.2.7."""
+    mac = bytes.fromhex(sender.replace(":", ""))
+    body = bytes.fromhex("0001080006040001") + mac + socket.inet_aton("192.0.2.7") + bytes(6)
+    return b"\xff" * 6 + mac + bytes.fromhex("0806") + body + socket.inet_aton(address)
+
+
+def is_answered(tap: int, address: str, seconds: float) -> bool:
+    """Whether an ARP reply comes for `address`."""
+    send(tap, who_has(address, A))
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        if select.select([tap], [], [], left)[0]:
+            data = os.read(tap, 65536)[10:]
+            if data[12:14] == b"\x08\x06" and data[20:22] == b"\0\x02":
+                return data[28:32] == socket.inet_aton(address)
+    return False
+
+
+@pytest.mark.parametrize("kind", ["internal", "private"])
+def test_guests_reach_their_host_only_on_a_switch_that_is_not_private(
+    ns: Namespace, kind: str
+) -> None:
+    ns.ip("link set lo up")
+    ns.ip(f"addr add {HOSTS_OWN}/24 dev lo")
+
+    async def work() -> None:
+        network = Network()
+        switch = Switch(name="inside", type=kind)
+        one, two = await network.open_tap("one", switch), await network.open_tap("two", switch)
+        reached = is_answered(one, HOSTS_OWN, PASSES_S if kind == "internal" else 1.0)
+        assert reached == (kind == "internal")
+        send(one, frame(B, A))
+        assert receive(two, frame(B, A))  # but each other they reach
+        changed = Switch(name="inside", type="internal" if kind == "private" else "private")
+        await network.change(switch, changed)
+        assert is_answered(one, HOSTS_OWN, PASSES_S if kind == "private" else 1.0) == (not reached)
+        assert (await network.facts(changed)).problem == ""
+        os.close(one)
+        os.close(two)
+
+    ns.do(work)
+
+
+def test_the_host_has_its_address_on_an_internal_switch(ns: Namespace) -> None:
+    async def work() -> None:
+        network = Network()
+        switch = Switch(name="inside", address="192.0.2.1/24")
+        tap = await network.open_tap("one", switch)
+        assert is_answered(tap, "192.0.2.1", PASSES_S)
+        os.close(tap)
+
+    ns.do(work)
+
+
+def test_a_private_switch_whose_bridge_was_given_an_address_says_so(ns: Namespace) -> None:
+    async def work() -> None:
+        network = Network()
+        switch = Switch(name="cage", type="private")
+        await network.ensure(switch)
+        ns.ip("addr add 192.0.2.1/24 dev brcage")
+        assert "has the address 192.0.2.1" in (await network.facts(switch)).problem
+
+    ns.do(work)
+
+
+def test_a_port_in_use_is_plugged_into_another_switch(ns: Namespace) -> None:
+    async def work() -> None:
+        network = Network()
+        dmz = Switch(name="dmz", mtu=4000)
+        tap = await network.open_tap("tapa", LAN)
+        lan, far = await network.open_tap("tapb", LAN), await network.open_tap("tapc", dmz)
+        assert await network.replug("tapa", dmz)
+        assert not await network.replug("tapa", dmz)  # it is there
+        send(tap, frame(EVERYBODY, A))
+        assert receive(far, frame(EVERYBODY, A))
+        assert not receive(lan, frame(EVERYBODY, A), STAYS_AWAY_S)
+        assert ns.link("tapa")["mtu"] == 4000
+        assert (await network.facts(LAN)).mtu == 1500
+        with pytest.raises(VLANUnsupported) if not network.can_tag else contextlib.nullcontext():
+            await network.replug("tapa", dmz, 7)
+        send(tap, frame(EVERYBODY, A, b"still"))
+        assert receive(far, frame(EVERYBODY, A, b"still")) or network.can_tag
+        for one in (tap, lan, far):
+            os.close(one)
+
+    ns.do(work)
+
+
+def test_an_uplink_that_was_to_leave_leaves_after_a_crash(cable: Namespace, tmp_path: Path) -> None:
+    """The record of a change is there, the change is not: never two uplinks at once."""
+    cable.ip("link add up1 type veth peer name far1")
+    cable.ip("link set far1 up")
+
+    async def work() -> None:
+        switches = Switches(tmp_path, Network(), host="here")
+        await switches.create(WIRED)
+        file = tmp_path / "lan.json"
+        record = json.loads(file.read_text())
+        record["former"] = dict(record["switch"])
+        record["switch"]["uplink"] = "up1"
+        file.write_text(json.dumps(record))
+        again = Switches(tmp_path, Network(), host="here")
+        assert again.load() == []
+        await again.ensure()
+        ports = {item["ifname"] for item in cable.ip("link show master brlan")}
+        assert ports == {"up1"}
+        assert json.loads(file.read_text())["former"] is None
+
+    cable.do(work)
+
+
+def test_interfaces_that_may_be_uplinks_are_known(cable: Namespace) -> None:
+    cable.ip("addr add 192.0.2.1/24 dev far0")
+
+    async def work() -> None:
+        network = Network()
+        assert await network.uplinks() == ("up0",)
+        await network.ensure(WIRED)
+        assert await network.uplinks() == ()
+
+    cable.do(work)

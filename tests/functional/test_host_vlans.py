@@ -199,6 +199,73 @@ def test_a_strange_bridge_keeps_vlans_apart_only_if_it_did_so_before(vlans: Name
     wired(vlans, work)
 
 
+def test_a_trunk_lets_a_guest_tag_frames_for_its_vlans_and_no_others(vlans: Namespace) -> None:
+    def tagged(data: bytes, vlan: int) -> bytes:
+        return data[:12] + TAGGED.to_bytes(2) + vlan.to_bytes(2) + data[12:]
+
+    async def work(wire: Wire) -> None:
+        router = await wire.network.open_tap("router", LAN, None, "8-9")
+        seven, eight = await wire.tap("seven", 7), await wire.tap("eight", 8)
+        plain, far8 = await wire.tap("plain"), wire.far("far8")
+        data = frame(EVERYBODY, A, b"trunk")
+        send(router, tagged(data, 8))
+        assert receive(eight, data)
+        assert hears(far8, data)
+        assert not receive(seven, data, STAYS_AWAY_S)
+        send(router, tagged(data, 7))
+        assert not receive(seven, data, STAYS_AWAY_S)
+        send(router, frame(EVERYBODY, A, b"bare"))
+        assert receive(plain, frame(EVERYBODY, A, b"bare"))
+        send(eight, frame(EVERYBODY, B, b"back"))
+        assert receive(router, tagged(frame(EVERYBODY, B, b"back"), 8))
+        os.close(router)
+
+    wired(vlans, work)
+
+
+def test_a_port_in_use_changes_its_vlan_and_its_switch(vlans: Namespace) -> None:
+    async def work(wire: Wire) -> None:
+        one, seven, eight = (
+            await wire.tap("one", 7),
+            await wire.tap("seven", 7),
+            await wire.tap("eight", 8),
+        )
+        assert await wire.network.replug("one", LAN, 8)
+        assert not await wire.network.replug("one", LAN, 8)
+        send(one, frame(EVERYBODY, A, b"eight"))
+        assert receive(eight, frame(EVERYBODY, A, b"eight"))
+        assert not receive(seven, frame(EVERYBODY, A, b"eight"), STAYS_AWAY_S)
+        inside = Switch(name="inside")
+        other = await wire.tap("other", 9, inside)
+        assert await wire.network.replug("one", inside, 9)
+        send(one, frame(EVERYBODY, A, b"nine"))
+        assert receive(other, frame(EVERYBODY, A, b"nine"))
+        assert await wire.network.replug("one", LAN)
+        plain = await wire.tap("plain")
+        send(one, frame(EVERYBODY, A, b"plain"))
+        assert receive(plain, frame(EVERYBODY, A, b"plain"))
+        assert not receive(eight, frame(EVERYBODY, A, b"plain"), STAYS_AWAY_S)
+
+    wired(vlans, work)
+
+
+def test_another_uplink_carries_the_vlans_of_the_one_before(vlans: Namespace) -> None:
+    vlans.ip("link add up1 type veth peer name new0")
+    vlans.ip("link set new0 up")
+    vlans.ip("link add link new0 name new7 type vlan id 7")
+    vlans.ip("link set new7 up")
+
+    async def work(wire: Wire) -> None:
+        seven = await wire.tap("seven", 7)
+        await wire.network.change(LAN, Switch(name="lan", uplink="up1"))
+        new7, far7 = wire.far("new7"), wire.far("far7")
+        send(seven, frame(EVERYBODY, A, b"out"))
+        assert hears(new7, frame(EVERYBODY, A, b"out"))
+        assert not hears(far7, frame(EVERYBODY, A, b"out"), STAYS_AWAY_S)
+
+    wired(vlans, work)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1000)
 @pytest.mark.skipif(guest_python.IS_INSIDE, reason="this is the guest")
@@ -207,5 +274,5 @@ def test_switches_and_vlans_work_on_debians_own_kernel(tmp_path: Path) -> None:
     here = Path(__file__).parent
     files = [here / name for name in ("test_host_bridges.py", "test_host_vlans.py")]
     passed, skipped, words = guest_python.run_tests(tmp_path, files)
-    assert passed >= 40, words
+    assert passed >= 50, words
     assert skipped == 2, words  # this test, and the one for kernels that cannot tag

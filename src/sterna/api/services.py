@@ -10,8 +10,8 @@ from fastapi import Depends, Request
 
 from sterna.model.check import MoveReport
 from sterna.model.checkpoint import ApplyWishes, CheckpointWishes
-from sterna.model.doubt import Doubt
 from sterna.model.cpu import Baseline
+from sterna.model.doubt import Doubt
 from sterna.model.host import HostFacts, Pool, PoolFacts, Switch, SwitchChanges, SwitchFacts
 from sterna.model.machine import Upgrade, UpgradeWishes
 from sterna.model.move import MoveWishes, StorageWishes
@@ -80,6 +80,9 @@ class Ports(Protocol):
 
 class Moves(Protocol):
     async def check(self, ref: str, wishes: MoveWishes) -> MoveReport: ...
+    async def survey(
+        self, ref: str, wishes: MoveWishes, targets: Sequence[str]
+    ) -> Sequence[MoveReport]: ...
     async def begin(self, ref: str, wishes: MoveWishes) -> Operation: ...
 
 
@@ -132,8 +135,8 @@ class Services:
     checkpoints: Checkpoints | None = None
     inspections: Inspections | None = None
     ports: Ports | None = None
-    plugs: Any = None  # a Plugs
     fleet: Any = None  # a Fleet
+    plugs: Any = None  # a Plugs
     incoming: Any = None  # what routes/peer.py serves
     doubts: Any = None  # a Doubts
 

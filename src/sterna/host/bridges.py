@@ -40,6 +40,16 @@ def require_uplink(switch: Switch, uplink: Device) -> None:
         )
 
 
+def require_reach(switch: Switch) -> None:
+    """Raises SwitchUnusable for an external switch that reaches nothing: its bridge is ours."""
+    if switch.type == "external" and not switch.uplink:
+        raise SwitchUnusable(
+            switch=switch.name,
+            reason="it is external, and has no uplink",
+            fix="Give it one with --uplink INTERFACE; see: ip link",
+        )
+
+
 def require_bridge(switch: Switch, bridge: Device, uplink: Device | None) -> None:
     """Raises SwitchUnusable if that device cannot be the bridge of `switch`."""
     if bridge.kind != "bridge":
@@ -55,6 +65,8 @@ def require_bridge(switch: Switch, bridge: Device, uplink: Device | None) -> Non
             fix="Give the switch another bridge name",
         )
     is_ours = bridge.alias == MARK + switch.name
+    if is_ours:
+        require_reach(switch)
     if not is_ours and (switch.type == "private" or switch.address or switch.mtu):
         raise SwitchUnusable(
             switch=switch.name,

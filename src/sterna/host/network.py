@@ -27,7 +27,14 @@ from sterna.errors import (
     VLANUnsupported,
 )
 from sterna.host import fdb, hosted, iproute, taps, vlans
-from sterna.host.bridges import MARK, bridge_name, fault, require_bridge, require_uplink
+from sterna.host.bridges import (
+    MARK,
+    bridge_name,
+    fault,
+    require_bridge,
+    require_reach,
+    require_uplink,
+)
 from sterna.host.iproute import Device
 from sterna.model.host import Switch, SwitchFacts
 
@@ -61,6 +68,7 @@ class Network:
                 await self._finish(switch, bridge, uplink)
             self.can_tag = bridge.can_tag
             return bridge
+        require_reach(switch)
         mac = _random_mac()
         async with self._undone_if_it_fails(name, mac):
             await self._batch(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Response
+from fastapi import APIRouter, Body, Query, Response
 
 from sterna.api.answers import accepted, answer
 from sterna.api.services import Here
@@ -37,12 +37,6 @@ async def one(vm: str, here: Here) -> Response:
     return answer(here.vms.view(vm))
 
 
-@router.patch("/{vm}/nics/{nic}", response_model=VMView)
-async def change_nic(vm: str, nic: str, changes: NICChanges, here: Here) -> Response:
-    """Plug a NIC into another switch or VLAN, at once if the VM runs: its link stays up."""
-    return answer(await here.plugs.change(vm, nic, changes))
-
-
 @router.patch("/{vm}", response_model=VMView)
 async def change(vm: str, changes: VMChanges, here: Here) -> Response:
     """Change what it is. A guest that runs or is saved sees it from its next start (`cpu_next`)."""
@@ -61,6 +55,12 @@ async def upgrade_version(
 ) -> Response:
     """Raise the version of a VM that is off. It cannot be lowered again."""
     return answer(await here.fleet.raise_version(vm, wishes or UpgradeWishes()))
+
+
+@router.patch("/{vm}/nics/{nic}", response_model=VMView)
+async def change_nic(vm: str, nic: str, changes: NICChanges, here: Here) -> Response:
+    """Plug a NIC into another switch or VLAN, at once if the VM runs: its link stays up."""
+    return answer(await here.plugs.change(vm, nic, changes))
 
 
 @router.delete("/{vm}", status_code=204)
@@ -107,6 +107,14 @@ async def move(vm: str, wishes: MoveWishes, here: Here) -> Response:
 async def check_move(vm: str, wishes: MoveWishes, here: Here) -> Response:
     """What would become of that move: every finding, and where each disk goes. Nothing happens."""
     return answer(await here.moves.check(vm, wishes))
+
+
+@router.post("/{vm}/moves:survey", response_model=list[MoveReport])
+async def survey(
+    vm: str, wishes: MoveWishes, here: Here, host: Annotated[list[str] | None, Query()] = None
+) -> Response:
+    """The same for each `host`, or for all that this one knows; `target` of the body is not used."""
+    return answer(list(await here.moves.survey(vm, wishes, host or ())))
 
 
 @router.post("/{vm}/storage-moves", response_model=Operation, status_code=202)
