@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from checking import REFUSED, Administrator, make
+from checking import REFUSED, Administrator, configured, make
 from sterna.lab import vm
 from sterna.lab.vm import Load
 
@@ -108,3 +108,23 @@ def test_a_vm_that_is_busy_is_waited_for_by_the_safe_fix(lab, admin):
     done = admin.ask(f"sterna check tern {there.name} --fix")
     assert (done.returncode, done.stdout) == (0, f"tern can move to {there.name}: nothing in its way\n")  # fmt: skip
     admin.moves("tern", there)
+
+
+def test_fifty_hosts_are_surveyed_within_ten_seconds(lab, admin):
+    """One daemon answers for all of them, under fifty names that are not its own."""
+    here, there = lab.hosts
+    make(here)
+    names = [f"hv-{n:02}" for n in range(50)]
+    entry = here.config.read_text().partition(f"[peers.{there.name}]\n")[2].partition("\n[")[0]
+    many = "".join(f"[peers.{name}]\n{entry}\n" for name in names)
+    with configured(here, (f"[peers.{there.name}]", f"{many}\n[peers.{there.name}]")):
+        began = time.monotonic()
+        done = admin.ask("sterna check tern -o json")
+        took = time.monotonic() - began
+        reports = json.loads(done.stdout)
+        assert done.returncode == 0  # hv-b itself is well
+        assert {one["target"] for one in reports} == {*names, there.name}
+        assert reports[0]["target"] == there.name
+        others = {finding["id"] for one in reports[1:] for finding in one["findings"]}
+        assert others == {"host.name"}
+        assert took < 10

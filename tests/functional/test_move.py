@@ -166,7 +166,7 @@ def test_a_switch_that_the_target_lacks_refuses_the_move_with_the_fix(lab, resti
     assert error.exit_code == 3
     (finding,) = error.facts["findings"]
     assert finding["id"] == "network.switch-missing"
-    assert "sterna switch create lan" in finding["fix"]
+    assert "sterna --host hv-b switch create lan" in finding["fix"]
 
 
 def test_a_name_that_the_target_has_already_refuses_the_move_and_leaves_both(lab, resting):

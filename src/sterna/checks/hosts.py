@@ -20,6 +20,16 @@ def same(q: Question) -> Iterator[Finding]:
         )
 
 
+@check("host.name", WARNING, "The target calls itself as it is called here")
+def name(q: Question) -> Iterator[Finding]:
+    if q.wishes.target != q.target.name:
+        yield Finding(
+            f"{q.wishes.target} of the configuration of {q.source.name} calls itself "
+            f"{q.target.name}",
+            f"Call it {q.target.name} in [peers] of {q.source.name} and restart sternad",
+        )
+
+
 @check("host.api", BLOCKER, "Both hosts speak the same version of the API")
 def api(q: Question) -> Iterator[Finding]:
     if q.source.api != q.target.api:

@@ -20,6 +20,7 @@ CHECK_S = 60.0  # hosts that do not answer are given up long before
     short_help="What a move would meet: every finding, and its fix.",
     examples=(
         "sterna check web host-b",
+        "sterna check web",
         "sterna check web host-b --pool fast --disk vdb=archive:raw",
         "sterna check web host-b --fix",
         "sterna check web host-b -o json | jq .findings",
@@ -27,7 +28,7 @@ CHECK_S = 60.0  # hosts that do not answer are given up long before
     ),
 )
 @click.argument("vm", metavar="VM", required=False, shell_complete=complete.vms)
-@click.argument("target", metavar="HOST", required=False, shell_complete=complete.others)
+@click.argument("hosts", metavar="[HOST]…", nargs=-1, shell_complete=complete.others)
 @options
 @click.option(
     "--plan",
@@ -43,12 +44,14 @@ def check(
     settings: Settings,
     /,
     vm: str | None,
-    target: str | None,
+    hosts: tuple[str, ...],
     plan: str | None,
     fix: bool,
     **wished: Any,
 ) -> int:
     """Check whether a VM can move to HOST, as `sterna move` does before it begins.
+
+    With several HOSTs, or none for all that are known, the result is a line for each.
 
     A blocker is a reason why the move would fail or hurt, and is not begun; a warning is worth to
     be known first. Nothing is changed, unless with --fix, which runs the fixes that change no
@@ -58,7 +61,9 @@ def check(
     from sterna.cli.output import document  # noqa: PLC0415 - start-up time
     from sterna.client import segment  # noqa: PLC0415
 
-    vm, body = _asked(vm, target, plan, wished)
+    if plan is None and len(hosts) != 1:
+        return _survey(settings, vm, hosts, fix, wished)
+    vm, body = _asked(vm, hosts, plan, wished)
     path = f"/v1/vms/{segment(vm)}/moves:check"
     report = settings.client().post(path, body, wait_s=CHECK_S)
     if fix and _mend(settings, report["findings"]):
@@ -71,19 +76,57 @@ def check(
 
 
 def _asked(
-    vm: str | None, target: str | None, file: str | None, wished: dict[str, Any]
+    vm: str | None, hosts: tuple[str, ...], file: str | None, wished: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
     """VM and body of the check."""
     if file is not None:
         from sterna.cli import plan  # noqa: PLC0415 - start-up time
 
-        plan.require_alone({"VM": vm, "HOST": target, **wished})
+        plan.require_alone({"VM": vm, "HOST": hosts, **wished})
         old = plan.read(file)
         return old["vm_id"], plan.again(old)
-    if vm is None or target is None:
-        missing = "VM" if vm is None else "HOST"
-        raise click.UsageError(f"Missing argument '{missing}'.", click.get_current_context())
-    return vm, wishes(target, wished)
+    if vm is None:
+        raise click.UsageError("Missing argument 'VM'.", click.get_current_context())
+    return vm, wishes(hosts[0], wished)
+
+
+def _survey(
+    settings: Settings,
+    vm: str | None,
+    hosts: tuple[str, ...],
+    fix: bool,
+    wished: dict[str, Any],
+) -> int:
+    """Where can it go? The exit code is that of the best host."""
+    from urllib.parse import quote  # noqa: PLC0415 - start-up time
+
+    from sterna.cli.output import document, note, table  # noqa: PLC0415
+    from sterna.client import segment  # noqa: PLC0415
+
+    if vm is None or fix:
+        problem = "--fix is for one HOST." if vm else "Missing argument 'VM'."
+        raise click.UsageError(problem, click.get_current_context())
+    query = "&".join(f"host={quote(host)}" for host in hosts)
+    path = f"/v1/vms/{segment(vm)}/moves:survey{f'?{query}' if query else ''}"
+    reports = settings.client().post(path, wishes("*", wished), wait_s=CHECK_S)
+    order = list(EXIT)
+    reports.sort(key=lambda one: (order.index(one["outcome"]), one["target"]))
+    if settings.is_json:
+        document(reports)
+    elif reports:
+        rows = [(one["target"], one["outcome"], *_first(one["findings"])) for one in reports]
+        table(("HOST", "OUTCOME", "ID", "FINDING"), rows)
+    else:
+        note("no other host is known here; add one to [peers] of sternad's configuration")
+    return EXIT[reports[0]["outcome"]] if reports else EXIT["blocked"]
+
+
+def _first(found: list[dict[str, Any]]) -> tuple[str, str]:
+    """Id and text of the worst finding, and how many more there are."""
+    if not found:
+        return "", ""
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return found[0]["id"], found[0]["finding"] + more
 
 
 def _mend(settings: Settings, found: list[dict[str, Any]]) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 STYLES = {
+    "well": "32", "blocked": "31", "blocker": "31", "warning": "33",
     "running": "32", "succeeded": "32", "up": "32", "done": "32",
     "paused": "33", "starting": "33", "moving-in": "33", "warned": "33", "cancelling": "33",
     "unknown": "31", "damaged": "31", "failed": "31", "partial": "31", "down": "31",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +41,12 @@ class Moves:
     async def check(self, ref: str, wishes: MoveWishes) -> MoveReport:
         """What would become of that move, and nothing else. Raises VMNotFound, VMDamaged."""
         return await self._preflight.report(self._vms.get(ref), wishes)
+
+    async def survey(
+        self, ref: str, wishes: MoveWishes, targets: Sequence[str]
+    ) -> list[MoveReport]:
+        """The same for each of these targets; none: all hosts that this one knows."""
+        return await self._preflight.reports(self._vms.get(ref), wishes, targets)
 
     async def begin(self, ref: str, wishes: MoveWishes) -> Operation:
         """Plan the move of a VM and start it as an operation.

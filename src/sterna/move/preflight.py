@@ -6,13 +6,14 @@ Changes nothing anywhere. `sterna check` and every move do the same here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from sterna import clock
 from sterna.checks import plan as approval
 from sterna.checks import registry
-from sterna.checks.facts import LinkFacts, Proof, Question
+from sterna.checks.facts import GuestFacts, LinkFacts, Proof, Question
 from sterna.checks.storage import boot_files
 from sterna.errors import PlanOutdated, SternaError
 from sterna.model.check import Check, MoveReport, Place, Severity, outcome
@@ -31,6 +32,8 @@ from sterna.vms.inspection import Inspections
 from sterna.vms.machine import VM
 from sterna.vms.service import VMs
 
+T = TypeVar("T")
+AT_ONCE = 16  # targets that are asked at a time
 TABLES_S = 0.7  # for tables of images: those of large ones are for `sterna disk check`
 
 # What the target calls what a check of ours has found as well.
@@ -47,6 +50,15 @@ FOLLOWS = {
     "storage.no-room": {"storage.pool-missing", "storage.pool-broken"},
     "vm.wrong-state": {"host.memory", "qemu.accel"},
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Here:
+    """What is known of this side, whatever the target."""
+
+    source: HostFacts
+    guest: GuestFacts
+    damage: list[Check]  # what a glance shows of its images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +90,21 @@ class Preflight:
         self._own_facts = own_facts
         self._inspections = inspections
 
-    async def report(self, vm: VM, wishes: MoveWishes) -> MoveReport:
+    async def reports(self, vm: VM, wishes: MoveWishes, targets: Sequence[str]) -> list[MoveReport]:
+        """The same for many targets, a few at a time. No link is measured: they would share it."""
+        here = await self._here(vm, (vm.doing, vm.operation))
+        turn = asyncio.Semaphore(AT_ONCE)
+
+        async def one(target: str) -> MoveReport:
+            async with turn:
+                return await self.report(vm, replace(wishes, target=target), here)
+
+        return list(await asyncio.gather(*(one(target) for target in targets or self._peers.names)))
+
+    async def report(self, vm: VM, wishes: MoveWishes, here: Here | None = None) -> MoveReport:
         """What would become of that move. An error that ends the look is a blocker in it."""
         try:
-            prepared = await self.look(vm, wishes, (vm.doing, vm.operation))
+            prepared = await self.look(vm, wishes, (vm.doing, vm.operation), here)
         except SternaError as error:
             return self._report(vm, wishes, (registry.told(error),))
         travel, choice = prepared.travel, prepared.choice
@@ -122,32 +145,44 @@ class Preflight:
         registry.refuse_blockers(vm.name, wishes.target, prepared.found)
         return self._peers.get(wishes.target), prepared
 
-    async def look(self, vm: VM, wishes: MoveWishes, doing: tuple[str, str] = ("", "")) -> Prepared:
+    async def _here(self, vm: VM, doing: tuple[str, str]) -> Here:
+        source, guest, damage = await asyncio.gather(
+            self._own_facts(), gather.guest(vm, doing), self._damage(vm, doing)
+        )
+        return Here(source=source, guest=guest, damage=damage)
+
+    async def look(
+        self,
+        vm: VM,
+        wishes: MoveWishes,
+        doing: tuple[str, str] = ("", ""),
+        known: Here | None = None,
+    ) -> Prepared:
         """Gather all facts and ask all checks. `doing`: who else holds the VM, and its operation.
+
+        What is `known` of this side is not gathered again, and the link is not measured then.
 
         Raises HostUnknown, HostUnreachable, VolumeMissing, and MoveRefused for wishes that
         contradict themselves.
         """
         config, pools = self._vms.config, self._vms.launcher.pools
         peer = None if wishes.target == config.name else self._peers.get(wishes.target)
-        source, there, guest, rate, certificates = await asyncio.gather(  # each takes a moment
-            self._own_facts(),
+        here, there, rate, certificates = await asyncio.gather(  # each takes a moment
+            self._here(vm, doing) if known is None else _given(known),
             _facts(peer),
-            gather.guest(vm, doing),
-            _rate(vm, peer),
+            _rate(vm, peer) if known is None else _given(None),
             gather.certificates(config, wishes.target),
         )
+        source = here.source
         target, ahead = there or (source, 0.0)
         shared = shared_pools(source, target)
-        (proofs, files), damage = await asyncio.gather(
-            self._seen(vm, peer, shared), self._damage(vm, doing)
-        )
+        proofs, files = await self._seen(vm, peer, shared)
         apart = {pool for pool, proof in proofs.items() if proof.is_same is False}
         is_live = vm.record.process is not None
         travel = plan(vm.record, wishes, shared=shared - apart, is_live=is_live)
         question = Question(
             spec=vm.record.spec,
-            guest=guest,
+            guest=here.guest,
             travel=await measure(travel, vm.record, pools, source.name),
             source=source,
             target=target,
@@ -158,7 +193,7 @@ class Preflight:
             certificates=certificates,
             users=users(vm, self._vms, travel.leaving),
         )
-        found = damage + registry.run(question)
+        found = [*here.damage, *registry.run(question)]
         if peer is not None and not doing[0]:
             found += await self._told(vm, peer, question.travel, {one.id for one in found})
         return Prepared(
@@ -192,6 +227,10 @@ class Preflight:
         told = await peer.check(offer.reservation(vm, self._vms, travel))
         named = [replace(one, id=SAME.get(one.id, one.id)) for one in told]
         return [one for one in named if known.isdisjoint({one.id, *FOLLOWS.get(one.id, ())})]
+
+
+async def _given(known: T) -> T:
+    return known
 
 
 async def _facts(peer: Peer | None) -> tuple[HostFacts, float] | None:
