@@ -80,6 +80,13 @@ def test_hosts_share_the_lowest_of_their_levels_and_what_is_beside_it():
     assert found.choice == CPUChoice(model="x86-64-v2", features=("aes",))
 
 
+def test_nothing_that_needs_xsave_is_shared_where_it_would_be_half_there():
+    half = CPUFacts(features=tuple(one for one in V3.features if one != "xsaveopt"))
+    found = baseline({"a": ("tcg", half), "b": ("tcg", V3)})
+    assert found.level == "x86-64-v2"
+    assert found.features == ("abm", "aes", "bmi1", "bmi2", "movbe", "sha-ni")
+
+
 def test_hosts_may_share_nothing():
     found = baseline({"a": ("tcg", V2), "b": ("tcg", CPUFacts(features=("fpu",)))})
     assert (found.level, found.features) == ("", ())

@@ -7,6 +7,7 @@
  * it again. The power button is obeyed from here too.
  */
 #define _GNU_SOURCE
+#include <cpuid.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <glob.h>
@@ -25,7 +26,7 @@
 #define HELP                                                                                      \
     "status | mem size_mb=N rate_mb=N pattern=touch|random|text [fill=none|random|text|mixed] | " \
     "mem off | mem spoil | verify | disk rate=N [span_mb=N] [disks=N] [burst=N] | disk off | " \
-    "diskverify | poweroff | reboot | help; any order may end in id=N"
+    "diskverify | cpu | poweroff | reboot | help; any order may end in id=N"
 
 struct option {
     const char *key;
@@ -113,6 +114,21 @@ static const char *order_disk(char *rest)
     return disk_set(rate, span, count, burst);
 }
 
+/* What the processor says of itself now; a move to another one changes that under the kernel. */
+static void cpu_report(struct text *out)
+{
+    static const char *const known[] = {"ssse3", "aes", "avx", "avx2", "sha-ni"};
+    unsigned int a, b, c, d, b7, vendor[3];
+    __cpuid(0, a, vendor[0], vendor[2], vendor[1]);
+    __cpuid(1, a, b, c, d);
+    __cpuid_count(7, 0, a, b7, d, d);
+    const bool has[] = {c & bit_SSSE3, c & bit_AES, c & bit_AVX, b7 & bit_AVX2, b7 & bit_SHA};
+    append(out, ",\"vendor\":\"%.12s\",\"cpu\":{", (const char *)vendor);
+    for (size_t i = 0; i < sizeof has / sizeof *has; i++)
+        append(out, "%s\"%s\":%s", i ? "," : "", known[i], has[i] ? "true" : "false");
+    append(out, "}");
+}
+
 /* Carries out one order. Appends members of the answer, or returns why it was refused. */
 const char *console_order(char *line, struct text *out, bool *ends, bool *again)
 {
@@ -130,6 +146,10 @@ const char *console_order(char *line, struct text *out, bool *ends, bool *again)
         return order_disk(line);
     if (!strcmp(name, "diskverify"))
         return disk_verify(out);
+    if (!strcmp(name, "cpu")) {
+        cpu_report(out);
+        return NULL;
+    }
     if (!strcmp(name, "help")) {
         append(out, ",\"help\":\"%s\"", HELP);
         return NULL;
