@@ -49,10 +49,33 @@ def test_a_pool_that_the_target_lacks(lab, admin, pools, tmp_path):
     found = admin.finds("tern", there)
     assert list(found) == ["storage.pool-missing"]
     assert "fast" in found["storage.pool-missing"]["finding"]
+    assert not found["storage.pool-missing"]["is_safe"]  # nobody knows whether it may be there
     admin.is_refused("tern", there, "fast")
+    (tmp_path / "here").rename(tmp_path / "aside")  # both hosts of the lab see all directories
+    admin.run(found["storage.pool-missing"]["command"])
+    there.client.delete("/v1/pools/fast")
+    (tmp_path / "aside").rename(tmp_path / "here")
     pools(there, "fast", tmp_path / "there")
     assert admin.finds("tern", there) == {}
     admin.moves("tern", there)
+
+
+def test_a_shared_pool_whose_storage_is_there_is_joined_by_the_safe_fix(
+    lab, admin, pools, tmp_path
+):
+    here, there = lab.hosts
+    (tmp_path / "san").mkdir()
+    pools(here, "san", tmp_path / "san", shared=True)
+    make(here, pool="san")
+    found = admin.finds("tern", there)["storage.pool-missing"]
+    assert found["is_safe"]
+    done = admin.ask(f"sterna check tern {there.name} --fix")
+    assert done.returncode == 0, done.stderr
+    assert f"+ {found['command']}" in done.stderr
+    assert done.stdout == f"tern can move to {there.name}: nothing in its way\n"
+    admin.moves("tern", there)
+    there.client.delete("/v1/vms/tern")
+    there.client.delete("/v1/pools/san")
 
 
 def test_a_pool_whose_directory_is_gone(lab, admin, pools, tmp_path):
@@ -233,3 +256,26 @@ def test_a_kernel_that_only_this_host_has(lab, admin, tmp_path):
     subprocess.run([*inside, "umount", str(kernel.parent)], check=True)
     assert admin.finds("tern", there) == {}
     admin.moves("tern", there)
+
+
+def test_a_pool_that_the_disks_may_fill_one_day(lab, admin, pools, tmp_path):
+    here, there = lab.hosts
+    with small(tmp_path / "there", "size=8m") as tight:
+        restart(there)
+        pools(here, "fast", tmp_path / "here")
+        pools(there, "fast", tight)
+        make(here, pool="fast")
+        here.client.post("/v1/vms/tern:start")
+        found = admin.finds("tern", there)
+        assert list(found) == ["storage.may-fill-up"]
+        assert "16 MiB" in found["storage.may-fill-up"]["finding"]
+        pid = there.process.pid  # its mounts are its own
+        grow = ["mount", "-o", "remount,size=64m", str(tight)]
+        subprocess.run(["nsenter", "-t", str(pid), "-m", *grow], check=True)
+        assert admin.finds("tern", there) == {}
+        admin.moves("tern", there)
+        operation = there.client.post("/v1/vms/tern:stop", {"force": True})
+        there.client.get(f"/v1/operations/{operation['id']}", {"wait": 20})
+        there.client.delete("/v1/vms/tern")
+        there.client.delete("/v1/pools/fast")
+    restart(there)

@@ -104,7 +104,7 @@ def test_nothing_is_found_when_all_is_well(disks: tuple[Disk, ...]):
 
 TARGET = host("b")
 BAD = {
-    "host.same": question(target=host("a")),
+    "host.same": question(target=host("a"), wishes=MoveWishes(target="a")),
     "host.api": question(target=replace(TARGET, api=2)),
     "vm.state": question(guest=replace(RUNS, state=RunState.UNKNOWN)),
     "vm.qemu-blocks": question(guest=replace(RUNS, blocked=("a device cannot be moved",))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from sterna.checks.facts import Question
@@ -21,12 +22,22 @@ def _places(q: Question) -> Iterator[tuple[Disk, PoolFacts | None]]:
 @check("storage.pool-missing", BLOCKER, "The target has the pool of every disk")
 def pool_missing(q: Question) -> Iterator[Finding]:
     for disk, pool in _places(q):
-        if pool is None:
-            yield Finding(
-                f"disk {disk.name} is to be in pool {disk.pool}, which {q.target.name} lacks",
-                f"Make it there: sterna --host {q.target.name} pool create {disk.pool} --path DIR; "
-                f"or name another: sterna move {q.spec.name} {q.target.name} --pool POOL",
-            )
+        if pool is not None:
+            continue
+        mine = next((one.pool for one in q.source.pools if one.pool.name == disk.pool), None)
+        is_joined = disk.pool in q.joinable
+        shared = " --shared" if is_joined else ""
+        path = shlex.quote(mine.path) if mine is not None else "DIR"
+        make = f"pool create {disk.pool} --path {path}{shared}"
+        fix = (
+            "Its storage is there; join it" if is_joined else "Name another with --pool, or make it"
+        )
+        yield Finding(
+            f"disk {disk.name} is to be in pool {disk.pool}, which {q.target.name} lacks",
+            fix if mine is not None else f"{fix}: {there(q, make)}",
+            there(q, make) if mine is not None else "",
+            is_safe=is_joined,  # nothing is made but the name
+        )
 
 
 @check("storage.pool-broken", BLOCKER, "The target's pools of its disks can be used")

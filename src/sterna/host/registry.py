@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PROBE_S = 2.0  # a share that needs longer to show one small file is of no use to a VM
+UNDECLARED = "not-declared-here"  # one that hangs keeps others of its kind from being looked at
 CHANGE_S = 30.0  # unlinking a large file or waking an automount takes seconds
 
 # Name of a switch or pool -> names of the VMs that use it.
@@ -314,18 +315,26 @@ class Pools:
 
     async def make_proof(self, name: str, token: str) -> None:
         """Make a name there that another host can look for. Raises PoolNotFound, PoolUnusable, OSError."""
-        await self._bounded(self.get(name), lambda pool: proof.make(pool, token))
+        await self._soon(self.get(name), lambda pool: proof.make(pool, token))
 
     async def remove_proof(self, name: str, token: str) -> None:
         """Remove it. Raises PoolNotFound, PoolUnusable, OSError."""
-        await self._bounded(self.get(name), lambda pool: proof.remove(pool, token))
+        await self._soon(self.get(name), lambda pool: proof.remove(pool, token))
 
     async def sees_proof(self, name: str, token: str) -> bool:
         """Whether that name is in the pool here."""
         try:
-            return await self._bounded(self.get(name), lambda pool: proof.is_seen(pool, token))
+            return await self._soon(self.get(name), lambda pool: proof.is_seen(pool, token))
         except (PoolNotFound, PoolUnusable, RecordDamaged, OSError):
             return False
+
+    async def identity_in(self, path: str) -> str:
+        """Of the pool that the directory `path` is, be it declared here or not; empty: none."""
+        try:
+            found = await self._soon(Pool(name=UNDECLARED, path=path), storage.read_identity)
+        except (PoolUnusable, OSError):
+            return ""
+        return found.identity if found else ""
 
     # ---- a share may hang --------------------------------------------------------------------
 
@@ -334,6 +343,9 @@ class Pools:
             return self._within(PROBE_S, pool, storage.facts)
         except PoolUnusable as error:
             return PoolFacts(pool=pool, total=0, free=0, problem=str(error.facts["reason"]))
+
+    async def _soon(self, pool: Pool, work: Callable[[Pool], T]) -> T:
+        return await asyncio.to_thread(self._within, PROBE_S, pool, work)
 
     async def _bounded(self, pool: Pool, work: Callable[[Pool], T]) -> T:
         return await asyncio.to_thread(self._within, CHANGE_S, pool, work)

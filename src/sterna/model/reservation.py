@@ -115,16 +115,18 @@ class Look:
 
     tokens: dict[str, str] = field(default_factory=dict)
     files: tuple[str, ...] = ()  # absolute paths
+    directories: tuple[str, ...] = ()  # absolute paths, of pools
 
     def __post_init__(self) -> None:
         for token in self.tokens.values():
             if not TOKEN.fullmatch(token):
                 raise ValueError(f"{token!r} is not 32 hexadecimal digits")
-        for path in self.files:
+        for path in (*self.files, *self.directories):
             if not path.startswith("/"):
                 raise ValueError(f"{path!r} must be an absolute path")
         _at_most("tokens", self.tokens, MAX_LOOKS)
         _at_most("files", self.files, MAX_LOOKS)
+        _at_most("directories", self.directories, MAX_LOOKS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +137,7 @@ class Looked:
 
     pools: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    identities: dict[str, str] = field(default_factory=dict)  # by directory; what is no pool is not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

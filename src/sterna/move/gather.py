@@ -9,14 +9,14 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from sterna.checks.facts import CertificateFacts, GuestFacts, Proof
 from sterna.config import Config
 from sterna.errors import SternaError
 from sterna.host.registry import Pools
-from sterna.model.host import HostFacts
+from sterna.model.host import HostFacts, Pool
 from sterna.model.reservation import Look
 from sterna.move.peer import Peer
 from sterna.security import identity
@@ -54,12 +54,21 @@ async def facts_of(peer: Peer) -> tuple[HostFacts, float]:
     return facts, min(0.0, (there - asked).total_seconds())
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the target sees of the source's storage."""
+
+    proofs: dict[str, Proof] = field(default_factory=dict)
+    files: frozenset[str] = frozenset()
+    joinable: frozenset[str] = frozenset()
+
+
 async def seen(
-    pools: Pools, peer: Peer, shared: Iterable[str], files: Iterable[str]
-) -> tuple[dict[str, Proof], frozenset[str]]:
+    pools: Pools, peer: Peer, shared: Iterable[str], files: Iterable[str], lacking: Iterable[Pool]
+) -> Seen:
     """Which pools are the same storage there: a name is made in each, and looked for there.
 
-    Of `files`, those that are there, too.
+    Of `files`, those that are there; of the pools that it is `lacking`, those whose storage is.
     """
     tokens = {pool: secrets.token_hex(16) for pool in shared}
     made: dict[str, str] = {}
@@ -73,9 +82,15 @@ async def seen(
                 reason = error.message if isinstance(error, SternaError) else str(error.strerror)
                 proofs[pool] = Proof(is_same=None, reason=reason)
         asked = {pool: token for pool, token in tokens.items() if pool not in proofs}
-        looked = await peer.look(Look(tokens=asked, files=tuple(files)))
+        paths = {pool.path: pool for pool in lacking}
+        looked = await peer.look(Look(tokens=asked, files=tuple(files), directories=tuple(paths)))
         proofs |= {pool: Proof(is_same=pool in looked.pools) for pool in asked}
-        return proofs, frozenset(looked.files)
+        found = {
+            paths[path].name
+            for path, one in looked.identities.items()
+            if paths[path].identity == one
+        }
+        return Seen(proofs, frozenset(looked.files), frozenset(found))
     finally:
         for pool, token in made.items():
             with contextlib.suppress(OSError, SternaError):

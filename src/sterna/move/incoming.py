@@ -139,7 +139,9 @@ class Incoming:
         seen = await asyncio.gather(*(pools.sees_proof(*one) for one in look.tokens.items()))
         files = [path for path in look.files if await asyncio.to_thread(Path(path).is_file)]
         there = [pool for pool, is_seen in zip(look.tokens, seen, strict=True) if is_seen]
-        return Looked(pools=tuple(there), files=tuple(files))
+        found = await asyncio.gather(*(pools.identity_in(path) for path in look.directories))
+        known = {path: one for path, one in zip(look.directories, found, strict=True) if one}
+        return Looked(pools=tuple(there), files=tuple(files), identities=known)
 
     async def _problems(self, reservation: Reservation) -> list[SternaError]:
         """All that stands in the way; files that a former life of the VM left here are not."""

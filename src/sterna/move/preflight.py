@@ -13,7 +13,7 @@ from typing import TypeVar
 from sterna import clock
 from sterna.checks import plan as approval
 from sterna.checks import registry
-from sterna.checks.facts import GuestFacts, LinkFacts, Proof, Question
+from sterna.checks.facts import GuestFacts, LinkFacts, Question
 from sterna.checks.storage import boot_files
 from sterna.errors import PlanOutdated, SternaError
 from sterna.model.check import Check, MoveReport, Place, Severity, outcome
@@ -176,8 +176,8 @@ class Preflight:
         source = here.source
         target, ahead = there or (source, 0.0)
         shared = shared_pools(source, target)
-        proofs, files = await self._seen(vm, peer, shared)
-        apart = {pool for pool, proof in proofs.items() if proof.is_same is False}
+        seen = await self._seen(vm, peer, shared, source, target)
+        apart = {pool for pool, proof in seen.proofs.items() if proof.is_same is False}
         is_live = vm.record.process is not None
         travel = plan(vm.record, wishes, shared=shared - apart, is_live=is_live)
         question = Question(
@@ -188,8 +188,9 @@ class Preflight:
             target=target,
             wishes=wishes,
             link=LinkFacts(rate=rate, clock_ahead_s=ahead),
-            proofs=proofs,
-            files=files,
+            proofs=seen.proofs,
+            files=seen.files,
+            joinable=seen.joinable,
             certificates=certificates,
             users=users(vm, self._vms, travel.leaving),
         )
@@ -203,14 +204,23 @@ class Preflight:
         )
 
     async def _seen(
-        self, vm: VM, peer: Peer | None, shared: frozenset[str]
-    ) -> tuple[dict[str, Proof], frozenset[str]]:
+        self,
+        vm: VM,
+        peer: Peer | None,
+        shared: frozenset[str],
+        source: HostFacts,
+        target: HostFacts,
+    ) -> gather.Seen:
         """What the target sees of the VM's shared pools and of the files that it boots."""
         files = boot_files(vm.record.spec)
-        mine = shared & chain.pools(vm.record)
-        if peer is None or not (mine or files):
-            return {}, frozenset(files)
-        return await gather.seen(self._vms.launcher.pools, peer, sorted(mine), files)
+        used = chain.pools(vm.record)
+        known = {facts.pool.name for facts in target.pools}
+        mine = (facts.pool for facts in source.pools if facts.pool.name in used - known)
+        lacking = [pool for pool in mine if pool.shared]
+        if peer is None or not (shared & used or files or lacking):
+            return gather.Seen(files=frozenset(files))
+        pools = self._vms.launcher.pools
+        return await gather.seen(pools, peer, sorted(shared & used), files, lacking)
 
     async def _damage(self, vm: VM, doing: tuple[str, str]) -> list[Check]:
         """What is wrong with the VM's images and its saved memory, as far as a glance shows."""
