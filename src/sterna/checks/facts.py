@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sterna.model.check import Way
 from sterna.model.cpu import CPUChoice, GuestCPU
 from sterna.model.disk import Volume
 from sterna.model.host import HostFacts
@@ -37,6 +38,7 @@ class LinkFacts:
     """What was tried from the source to the target's migration network."""
 
     rate: float | None = None  # bytes/s that it carries now; None: not measured
+    ways: tuple[Way, ...] = ()  # what was tried, for each address of the target; empty: nothing
     clock_ahead_s: float = 0.0  # the target's clock, certainly; negative: behind
 
 

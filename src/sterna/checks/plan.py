@@ -13,6 +13,7 @@ from sterna.checks.facts import Question
 from sterna.model.check import Check, Severity
 from sterna.model.host import PoolFacts, SwitchFacts
 from sterna.model.move import Approved, DiskWish, MoveWishes
+from sterna.model.network import tagging
 from sterna.model.vm import RunState
 
 
@@ -28,8 +29,7 @@ def facts(q: Question) -> dict[str, str]:
     for disk in spec.disks:
         found[f"vm.disk.{disk.name}"] = f"{disk.pool}/{disk.volume} ({disk.format})"
     for nic in spec.nics:
-        vlan = "untagged" if nic.vlan is None else f"VLAN {nic.vlan}"
-        found[f"vm.nic.{nic.name}"] = f"{nic.mac} on {nic.switch}, {vlan}"
+        found[f"vm.nic.{nic.name}"] = f"{nic.mac} on {nic.switch}, {tagging(nic.vlan, nic.trunk)}"
     there = q.target
     found["target"] = f"{there.name}, QEMU {there.qemu.version} under {there.qemu.accel}"
     found["target.address"] = there.migration_address or "none"
@@ -39,6 +39,7 @@ def facts(q: Question) -> dict[str, str]:
         found[f"disk.{disk.name}"] = "travels" if disk.name in q.travel.disks else "stays"
     switches = {one.switch.name: one for one in there.switches}
     for nic in q.travel.spec.nics:
+        found[f"nic.{nic.name}"] = f"on {nic.switch}"
         found[f"target.switch.{nic.switch}"] = _switch(switches.get(nic.switch))
     return found
 
@@ -53,9 +54,9 @@ def _pool(one: PoolFacts | None) -> str:
 def _switch(one: SwitchFacts | None) -> str:
     if one is None:
         return "missing"
-    return (
-        f"{f'uplink {one.switch.uplink}' if one.switch.uplink else 'no uplink'}{_but(one.problem)}"
-    )
+    kind = "private, " if one.switch.type == "private" else ""
+    uplink = f"uplink {one.switch.uplink}" if one.switch.uplink else "no uplink"
+    return f"{kind}{uplink}{_but(one.problem)}"
 
 
 def _but(problem: str) -> str:
@@ -68,7 +69,8 @@ def settled(q: Question) -> MoveWishes:
         name: replace(q.wishes.disks.get(name, DiskWish()), pool=q.travel.disk(name).pool)
         for name in sorted(q.travel.disks)
     }
-    return replace(q.wishes, disks={**q.wishes.disks, **places}, approved=None)
+    networks = {nic.name: nic.switch for nic in q.travel.spec.nics}
+    return replace(q.wishes, disks={**q.wishes.disks, **places}, networks=networks, approved=None)
 
 
 def changes(approved: Approved, now: dict[str, str], found: Sequence[Check]) -> Iterator[str]:

@@ -157,12 +157,17 @@ def _mend(settings: Settings, found: list[dict[str, Any]]) -> bool:
 
 def _show(report: dict[str, Any]) -> None:
     from sterna.cli.output import line, table  # noqa: PLC0415 - start-up time
+    from sterna.units import format_size  # noqa: PLC0415
 
     found = report["findings"]
     if found:
         rows = [(one["severity"], one["id"], one["finding"], one["fix"]) for one in found]
         table(("SEVERITY", "ID", "FINDING", "FIX"), rows)
         line()
+    for way in report.get("ways") or ():
+        if way["state"] == "open":
+            speed = f", {format_size(report['rate'])}/s" if report.get("rate") else ""
+            line(f"from {way['local']} to {way['address']}: {way['rtt_ms']:g} ms{speed}")
     line(_sentence(report))
 
 

@@ -9,7 +9,7 @@ import click
 
 from sterna.cli import complete
 from sterna.cli.command import Command, Settings
-from sterna.cli.values import duration, place, rate
+from sterna.cli.values import duration, place, plugged, rate
 
 DAY_S = 86400
 OPTIONS = (
@@ -50,6 +50,14 @@ OPTIONS = (
         metavar="DISK=POOL[:FORMAT]",
         multiple=True,
         help="Put this disk there, even if it is on a shared pool; FORMAT is qcow2 or raw.",
+    ),
+    click.option(
+        "--network",
+        "networks",
+        type=plugged,
+        metavar="NIC=SWITCH",
+        multiple=True,
+        help="Plug this NIC into that switch there. Default: the switch of the same name.",
     ),
     click.option(
         "--flatten", is_flag=True, help="Make one image of each disk and what it rests on."
@@ -102,6 +110,7 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
         "sterna move web host-b",
         "sterna move web host-b --max-downtime 100ms --bandwidth 1Gbit",
         "sterna move web host-b --pool fast --disk vdb=archive:raw",
+        "sterna move web host-b --network net0=dmz",
         "sterna move web host-b --keep-source --keep-for 48h",
         "sterna move web host-b --carrier compression",
         "sterna move web host-b --deadline 10m -o json | tail -n 1",
@@ -188,6 +197,7 @@ def wishes(host: str, wished: Mapping[str, Any]) -> dict[str, Any]:
         "on_stall": wished["on_stall"],
         "pool": wished["pool"],
         "disks": dict(wished["places"]) or None,
+        "networks": dict(wished["networks"]) or None,
         "disk_copy": wished["disk_copy"],
         "carrier": wished["carrier"],
     }
@@ -201,6 +211,8 @@ def _storage(where: tuple[str, ...], wished: Mapping[str, Any]) -> dict[str, Any
         if wished[option] is not None:
             name = option.replace("_", "-")
             raise click.UsageError(f"--{name} is for moves to another host.", context)
+    if wished["networks"]:
+        raise click.UsageError("--network is for moves to another host.", context)
     pools = [text for text in where if "=" not in text] + [wished["pool"]] * bool(wished["pool"])
     places = [place(text) for text in where if "=" in text] + list(wished["places"])
     if len(pools) > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 from sterna.model.move import MoveWishes
 
@@ -60,6 +61,24 @@ class Place:
     size: int  # bytes to copy, about
 
 
+WayState = Literal["open", "blocked", "unreachable", "absent"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """A connection that was tried to one address where the target receives moves.
+
+    blocked: its host answers, the port does not. absent: its host itself lacks that address.
+    """
+
+    address: str
+    port: int
+    state: WayState
+    local: str = ""  # our end, if it is open
+    rtt_ms: float | None = None
+    reason: str = ""  # why it is not open
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoveReport:
     """All that a check of a move says. The JSON of `POST /v1/vms/{vm}/moves:check`.
@@ -81,3 +100,5 @@ class MoveReport:
     places: tuple[Place, ...] = ()
     carrier: str = ""  # of a VM that runs
     carrier_reason: str = ""
+    rate: float | None = None  # bytes/s that the migration network carries now, as measured
+    ways: tuple[Way, ...] = ()  # that were tried there

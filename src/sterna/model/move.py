@@ -84,6 +84,7 @@ class MoveWishes:
     on_stall: OnStall = "auto"
     pool: str = ""  # of the target, for all disks that travel; empty: the pool of the same name
     disks: dict[str, DiskWish] = field(default_factory=dict)  # by the disk's name
+    networks: dict[str, str] = field(default_factory=dict)  # NIC -> switch of the target
     flatten: bool = False  # the target gets each disk as one image, without what it rests on
     keep_source: bool = False  # the source's files stay, under another name, for `keep_days`
     keep_days: float = DEFAULT_KEEP_DAYS

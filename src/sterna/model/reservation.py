@@ -101,10 +101,13 @@ class Probe:
 
     address: str = ""
     port: int = 0  # 0: not now
+    endpoints: tuple[Endpoint, ...] = ()  # of all its migration addresses, that one included
+    lacking: tuple[str, ...] = ()  # migration addresses that it is to have and has not
     token: str = field(default="", repr=False)  # hexadecimal, sent first
 
     def __post_init__(self) -> None:
         _within("port", self.port, 0, MAX_PORT)
+        _at_most("endpoints", self.endpoints, MAX_CHANNELS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -88,7 +88,7 @@ class Incoming:
         self.parts = Parts(vms.launcher.pools, host=vms.config.name)
         self._berth = Berth(vms, self.parts, self._undecided)
         self._gather = gather
-        self._probes = Probes(vms.config.migration_address)
+        self._probes = Probes(vms.config.migration_addresses)
         self.on_arrival: Callable[[VM], None] = lambda _: None  # when a VM is ours and runs
         self._admission = asyncio.Lock()
         self._arrivals: dict[str, Arrival] = {}

@@ -114,6 +114,8 @@ class Preflight:
             places=_places(vm, travel),
             carrier=choice.kind if choice else "",
             carrier_reason=choice.reason if choice else "",
+            rate=prepared.question.link.rate,
+            ways=prepared.question.link.ways,
         )
 
     def _report(self, vm: VM, wishes: MoveWishes, found: tuple[Check, ...]) -> MoveReport:
@@ -167,10 +169,10 @@ class Preflight:
         """
         config, pools = self._vms.config, self._vms.launcher.pools
         peer = None if wishes.target == config.name else self._peers.get(wishes.target)
-        here, there, rate, certificates = await asyncio.gather(  # each takes a moment
+        here, there, link, certificates = await asyncio.gather(  # each takes a moment
             self._here(vm, doing) if known is None else _given(known),
             _facts(peer),
-            _rate(vm, peer) if known is None else _given(None),
+            _link(vm, peer) if known is None else _given(LinkFacts()),
             gather.certificates(config, wishes.target),
         )
         source = here.source
@@ -187,7 +189,7 @@ class Preflight:
             source=source,
             target=target,
             wishes=wishes,
-            link=LinkFacts(rate=rate, clock_ahead_s=ahead),
+            link=replace(link, clock_ahead_s=ahead),
             proofs=seen.proofs,
             files=seen.files,
             joinable=seen.joinable,
@@ -247,8 +249,10 @@ async def _facts(peer: Peer | None) -> tuple[HostFacts, float] | None:
     return None if peer is None else await gather.facts_of(peer)
 
 
-async def _rate(vm: VM, peer: Peer | None) -> float | None:
-    return None if peer is None or vm.process is None else await probe.measure(peer)
+async def _link(vm: VM, peer: Peer | None) -> LinkFacts:
+    if peer is None:
+        return LinkFacts()
+    return await probe.look(peer, is_live=vm.process is not None)
 
 
 def _choice(vm: VM, q: Question) -> Choice | None:

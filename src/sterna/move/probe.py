@@ -1,7 +1,8 @@
-"""How fast is the link to another host? Asked of TCP itself, in a tenth of a second.
+"""Does the way to another host connect, and how fast is it? Asked of TCP itself, in a moment.
 
-The target listens on its migration address for one connection that knows a single-use token, and
-throws away what comes. Promises: bounded in time, memory and number on both sides; nothing of a
+The target listens on its migration addresses for connections that know a single-use token, and
+throws away what comes. Each address is tried; what is sent for a tenth of a second on the first one
+that connects is the speed. Promises: bounded in time, memory and number on both sides; nothing of a
 guest is sent; a link that cannot be measured is None and never an error.
 """
 
@@ -14,12 +15,18 @@ import os
 import secrets
 import socket
 import struct
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from sterna import clock
+from sterna.carrier import tcpinfo
+from sterna.checks.facts import LinkFacts
 from sterna.errors import SternaError
-from sterna.model.reservation import Probe
+from sterna.host import ping
+from sterna.model.check import Way
+from sterna.model.reservation import Endpoint, Probe
 from sterna.move.peer import Peer
 
 WARM_S = 0.02  # TCP's slow start, and what the queues on the way swallow at once
@@ -38,13 +45,13 @@ log = logging.getLogger(__name__)
 class Probes:
     """The target's side: what sources may send to for a moment."""
 
-    def __init__(self, address: str) -> None:
-        self._address = address
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self._addresses = addresses
         self._open = 0
 
     async def open(self) -> tuple[Probe | None, Coroutine[Any, Any, None] | None]:
         """Where to send to, and the work that must be run to receive it. None: not now."""
-        if not self._address or self._open >= MAX_OPEN:
+        if not self._addresses or self._open >= MAX_OPEN:
             return None, None
         token = secrets.token_bytes(TOKEN_BYTES)
         came = asyncio.Event()
@@ -54,15 +61,22 @@ class Probes:
                 async with asyncio.timeout(OPEN_S):
                     if not secrets.compare_digest(await reader.readexactly(TOKEN_BYTES), token):
                         return
+                    came.set()
                     while await reader.read(PIECE):
                         pass
             except (OSError, EOFError, TimeoutError):
                 pass
             finally:
-                came.set()
                 writer.close()
 
-        server = await asyncio.start_server(swallow, self._address, 0, limit=PIECE)
+        servers: list[asyncio.Server] = []
+        lacking: list[str] = []
+        for address in self._addresses:
+            try:
+                servers.append(await asyncio.start_server(swallow, address, 0, limit=PIECE))
+            except OSError as error:
+                log.warning("moves cannot arrive at %s: %s", address, error.strerror)
+                lacking.append(address)
         self._open += 1
 
         async def close() -> None:
@@ -72,33 +86,73 @@ class Probes:
                         await came.wait()
             finally:
                 self._open -= 1
-                server.close()
+                for server in servers:
+                    server.close()
 
-        port = int(server.sockets[0].getsockname()[1])
-        return Probe(address=self._address, port=port, token=token.hex()), close()
+        ends = [server.sockets[0].getsockname() for server in servers]
+        endpoints = tuple(Endpoint(address=end[0], port=end[1]) for end in ends)
+        first = endpoints[0] if endpoints else None
+        probe = Probe(
+            address=first.address if first else "",
+            port=first.port if first else 0,
+            endpoints=endpoints,
+            lacking=tuple(lacking),
+            token=token.hex(),
+        )
+        return probe, close()
 
 
-async def measure(peer: Peer) -> float | None:
-    """Bytes/s that the link to `peer` carries now."""
+async def look(peer: Peer, *, is_live: bool) -> LinkFacts:
+    """Which ways to `peer` connect, and bytes/s that one of them carries now if the VM runs.
+
+    What goes of a VM that is off goes over the port of the API, so that is tried then.
+    """
     try:
         probe = await peer.probe()
-        if not probe.port:
-            return None
-        return await asyncio.to_thread(_send, probe)
-    except (SternaError, OSError, ValueError) as error:
+    except (SternaError, ValueError) as error:
         log.debug("the link to %s was not measured: %s", peer.name, error)
-        return None
+        return LinkFacts()
+    absent = [
+        Way(address=address, port=0, state="absent", reason=f"{peer.name} does not have it")
+        for address in probe.lacking
+    ]
+    api = urlsplit(peer.url).port
+    ends = [one if is_live or api is None else replace(one, port=api) for one in probe.endpoints]
+    tried = await asyncio.gather(*(asyncio.to_thread(_try, end) for end in ends))
+    ways = [way for way, _ in tried]
+    links = [link for _, link in tried if link is not None]
+    try:
+        rate = await asyncio.to_thread(_measure, links[0], probe) if links and is_live else None
+    except (OSError, ValueError) as error:
+        log.debug("the link to %s was not measured: %s", peer.name, error)
+        rate = None
+    finally:
+        for link in links:
+            link.close()
+    return LinkFacts(rate=rate, ways=(*ways, *absent))
 
 
-def _send(probe: Probe) -> float | None:
+def _try(end: Endpoint) -> tuple[Way, socket.socket | None]:
+    """One way, and the connection if it is open. Blocks for CONNECT_S at most, twice if not."""
+    way = Way(address=end.address, port=end.port, state="open")
+    try:
+        link = socket.create_connection((end.address, end.port), CONNECT_S)
+    except OSError as error:
+        is_there = isinstance(error, ConnectionRefusedError) or ping.answers(end.address, CONNECT_S)
+        reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
+        return replace(way, state="blocked" if is_there else "unreachable", reason=reason), None
+    rtt_ms = round(tcpinfo.read(link).rtt_us / 1000, 2)
+    return replace(way, local=str(link.getsockname()[0]), rtt_ms=rtt_ms), link
+
+
+def _measure(link: socket.socket, probe: Probe) -> float | None:
     data = memoryview(os.urandom(PIECE))
-    with socket.create_connection((probe.address, probe.port), CONNECT_S) as link:
-        link.sendall(bytes.fromhex(probe.token))
-        link.settimeout(MEASURE_S)
-        _fill(link, data, clock.monotonic() + WARM_S)
-        began, before = clock.monotonic(), _acknowledged(link)
-        _fill(link, data, began + MEASURE_S)
-        took, sent = clock.monotonic() - began, _acknowledged(link) - before
+    link.sendall(bytes.fromhex(probe.token))
+    link.settimeout(MEASURE_S)
+    _fill(link, data, clock.monotonic() + WARM_S)
+    began, before = clock.monotonic(), _acknowledged(link)
+    _fill(link, data, began + MEASURE_S)
+    took, sent = clock.monotonic() - began, _acknowledged(link) - before
     return sent / took if sent > 0 else None
 
 

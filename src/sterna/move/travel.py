@@ -22,7 +22,7 @@ from sterna.model.host import HostFacts
 from sterna.model.move import DiskWish, MoveWishes
 from sterna.model.reservation import FileOffer, MirrorOffer
 from sterna.model.travel import Mirroring, Parcel, Travel
-from sterna.model.vm import Disk, VMRecord
+from sterna.model.vm import NIC, Disk, VMRecord
 from sterna.qemu import image
 from sterna.vms import chain
 
@@ -48,7 +48,7 @@ def plan(record: VMRecord, wishes: MoveWishes, *, shared: frozenset[str], is_liv
     saved = planner.state(record.saved) if record.saved is not None else None
     planner.require_apart(disks)
     return Travel(
-        spec=replace(record.spec, disks=disks),
+        spec=replace(record.spec, disks=disks, nics=planner.nics()),
         checkpoints=checkpoints,
         at=record.at,
         saved=saved,
@@ -70,6 +70,9 @@ class _Planner:
             raise self._refused(
                 record, wishes, f"it has no disk {', '.join(sorted(unknown))}", "See its disks"
             )
+        if unknown := set(wishes.networks) - {nic.name for nic in record.spec.nics}:
+            summary = f"it has no NIC {', '.join(sorted(unknown))}"
+            raise self._refused(record, wishes, summary, "See its NICs")
         self.record = record
         self.wishes = wishes
         self.shared = shared
@@ -89,6 +92,13 @@ class _Planner:
             summary=summary,
             fix=f"{fix}: sterna vm show {vm}",
             findings=[],
+        )
+
+    def nics(self) -> tuple[NIC, ...]:
+        """The NICs as the target has them."""
+        mapped = self.wishes.networks
+        return tuple(
+            replace(nic, switch=mapped.get(nic.name, nic.switch)) for nic in self.record.spec.nics
         )
 
     # ---- disks -----------------------------------------------------------------------------

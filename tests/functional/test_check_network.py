@@ -1,0 +1,201 @@
+"""Checks of networks: each bad situation is made, found, mended as it was told, and the move goes."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+
+import pytest
+
+from checking import Administrator
+from moving import traveller, wait_until
+from sterna.errors import NotFound
+from sterna.lab.links import Network
+from sterna.lab.vm import Load
+
+pytestmark = pytest.mark.functional
+
+
+def ip(host, words: str) -> None:
+    subprocess.run(host.command(["ip", *words.split()]), capture_output=True, check=True)
+
+
+@pytest.fixture
+def admin(lab):
+    return Administrator(lab.hosts[0])
+
+
+@pytest.fixture(autouse=True)
+def tidy(lab):
+    """Every switch as the lab made it, whatever a test left."""
+    yield
+    for host in lab.hosts:
+        for vm in host.client.get("/v1/vms"):
+            if vm["state"] != "off":
+                operation = host.client.post(f"/v1/vms/{vm['name']}:stop", {"force": True})
+                host.client.get(f"/v1/operations/{operation['id']}", {"wait": 20})
+            host.client.delete(f"/v1/vms/{vm['name']}")
+        for name in ("lan", "dmz", "inside"):
+            with contextlib.suppress(NotFound):
+                host.client.delete(f"/v1/switches/{name}")
+        ip(host, "link set data0 mtu 1500")
+        host.client.post("/v1/switches", {"name": "lan", "uplink": "data0"})
+
+
+def make(host, name: str = "tern", **nic: object) -> None:
+    """A VM, off, with one NIC and a small disk on a pool of its own."""
+    disk = {"name": "vda", "pool": "local", "size": "16MiB"}
+    nics = [{"name": "net0", "switch": "lan", **nic}]
+    host.client.post("/v1/vms", {"name": name, "memory": "64MiB", "disks": [disk], "nics": nics})
+
+
+def must_be_found_and_mended(admin, there, identity: str, severity: str = "blocker") -> dict:
+    """Found under that id, alone; the move is refused; its command mends it and the move goes."""
+    (found,) = admin.check("tern", there)["findings"]
+    assert (found["id"], found["severity"]) == (identity, severity)
+    if severity == "blocker":
+        admin.is_refused("tern", there, identity)
+    admin.run(found["command"])
+    assert admin.check("tern", there)["findings"] == []
+    admin.moves("tern", there)
+    return found
+
+
+def test_a_missing_switch_is_made_like_the_one_here(lab, admin):
+    here, there = lab.hosts
+    make(here)
+    there.client.delete("/v1/switches/lan")
+    found = must_be_found_and_mended(admin, there, "network.switch-missing")
+    assert found["command"].endswith("switch create lan --uplink data0")
+
+
+def test_a_switch_of_another_type_is_found(lab, admin):
+    here, there = lab.hosts
+    make(here)
+    there.client.delete("/v1/switches/lan")
+    there.client.post("/v1/switches", {"name": "lan"})
+    report = admin.finds("tern", there)
+    assert set(report) == {"network.switch-differs"}
+    assert "external on hv-a and internal on hv-b" in report["network.switch-differs"]["finding"]
+    must_be_found_and_mended(admin, there, "network.switch-differs")
+
+
+def test_a_switch_that_lets_less_through_is_widened(lab, admin):
+    here, there = lab.hosts
+    make(here)
+    ip(there, "link set data0 mtu 1400")
+    found = must_be_found_and_mended(admin, there, "network.mtu")
+    assert "1500" in found["finding"]
+    assert "1400" in found["finding"]
+
+
+def test_a_switch_that_lets_less_of_jumbo_packets_through_is_a_warning(lab, admin):
+    here, there = lab.hosts
+    make(here)
+    admin.run("sterna switch set lan --mtu 4000")
+    must_be_found_and_mended(admin, there, "network.mtu-smaller", "warning")
+
+
+def test_a_mac_address_that_is_taken_there_is_given_up_by_the_other(lab, admin):
+    here, there = lab.hosts
+    make(here, mac="52:54:00:12:34:56")
+    make(there, "other", mac="52:54:00:12:34:56")
+    found = must_be_found_and_mended(admin, there, "network.mac-taken")
+    assert "net0 of other on hv-b" in found["finding"]
+    assert there.client.get("/v1/vms/other")["spec"]["nics"][0]["mac"] != "52:54:00:12:34:56"
+
+
+def test_a_name_that_is_taken_there_is_found(lab, admin):
+    here, there = lab.hosts
+    make(here)
+    make(there)
+    assert set(admin.finds("tern", there)) == {"vm.exists", "volume.exists"}
+    admin.is_refused("tern", there, "vm.exists")
+    there.client.delete("/v1/vms/tern")
+    admin.moves("tern", there)
+
+
+def test_a_vm_of_an_island_is_told_so_and_goes(lab, admin):
+    here, there = lab.hosts
+    for host in lab.hosts:
+        host.client.post("/v1/switches", {"name": "inside", "type": "private"})
+    make(here, switch="inside")
+    (found,) = admin.check("tern", there)["findings"]
+    assert (found["id"], found["severity"]) == ("network.island", "warning")
+    admin.run(f"sterna move tern {there.name} --network net0=lan")
+    assert there.client.get("/v1/vms/tern")["spec"]["nics"][0]["switch"] == "lan"
+
+
+def test_vlans_that_the_target_cannot_tag_are_found(lab, admin):
+    here, there = lab.hosts
+    if not here.client.get("/v1/switches/lan")["vlans"]:
+        pytest.skip("this kernel has no bridge VLAN filtering: no NIC can have a VLAN here")
+    make(here, vlan=7)
+    assert admin.finds("tern", there) == {}
+    ip(there, "link set brlan type bridge vlan_filtering 0")
+    assert set(admin.finds("tern", there)) == {"network.vlan"}
+
+
+def test_a_guest_that_runs_is_mapped_to_another_switch(lab, admin):
+    """Its client hears it from a switch of another name, which its record there names."""
+    here, there = lab.hosts
+    there.client.delete("/v1/switches/lan")
+    there.client.post("/v1/switches", {"name": "dmz", "uplink": "data0"})
+    with traveller(lab, Load()) as guest:
+        found = admin.finds("tern", there)["network.switch-missing"]
+        assert "dmz with --network net0=SWITCH" in found["fix"]
+        admin.is_refused("tern", there, "network.switch-missing")
+        assert "no NIC net7" in str(admin.check("tern", there, "--network net7=dmz")["findings"])
+        report = admin.check("tern", there, "--network net0=dmz")
+        assert report["findings"] == []
+        assert report["wishes"]["networks"] == {"net0": "dmz"}
+        (way,) = report["ways"]
+        assert (way["state"], way["local"]) == ("open", "10.92.0.11")
+        assert way["rtt_ms"] > 0
+        assert report["rate"] > 0
+        admin.moves("tern", there, "--network net0=dmz")
+        guest.must_run_once_on(there)
+        assert there.client.get("/v1/vms/tern")["spec"]["nics"][0]["switch"] == "dmz"
+        # And back, where its switch has the other name again.
+        back = Administrator(there)
+        back.moves("tern", here, "--network net0=lan")
+        guest.must_run_once_on(here)
+
+
+def test_ways_that_do_not_connect_are_told_apart(lab, admin):
+    """A firewall that swallows TCP, a cable that is out, an address that is gone."""
+    here, there = lab.hosts
+    address = there.migration_address
+    make(here)
+    with closed_port(there):
+        found = admin.finds("tern", there)
+        assert set(found) == {"network.blocked"}
+        assert address in found["network.blocked"]["finding"]
+        admin.is_refused("tern", there, "network.blocked")
+    assert admin.finds("tern", there) == {}
+
+    lab.cut(there.name, Network.MIGRATION)
+    assert set(admin.finds("tern", there)) == {"network.unreachable"}
+    admin.is_refused("tern", there, "network.unreachable")
+    lab.restore(there.name, Network.MIGRATION)
+    wait_until(lambda: admin.finds("tern", there) == {}, "the way is open again")
+
+    ip(there, f"addr del {address}/24 dev mig0")
+    try:
+        found = admin.finds("tern", there)
+        assert set(found) == {"network.address-absent"}
+        admin.is_refused("tern", there, "network.address-absent")
+    finally:
+        ip(there, f"addr add {address}/24 dev mig0")
+    admin.moves("tern", there)
+
+
+@contextlib.contextmanager
+def closed_port(host):
+    """TCP that leaves its migration address is swallowed, as a firewall does that drops; pings pass."""
+    rule = f"from {host.migration_address} ipproto tcp blackhole pref 10"
+    ip(host, f"rule add {rule}")
+    try:
+        yield
+    finally:
+        ip(host, f"rule del {rule}")
