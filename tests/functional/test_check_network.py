@@ -26,9 +26,12 @@ def admin(lab):
 
 
 @pytest.fixture(autouse=True)
-def tidy(lab):
+def tidy(request):
     """Every switch as the lab made it, whatever a test left."""
     yield
+    if "lab" not in request.fixturenames:
+        return
+    lab = request.getfixturevalue("lab")
     for host in lab.hosts:
         for vm in host.client.get("/v1/vms"):
             if vm["state"] != "off":
@@ -94,6 +97,18 @@ def test_a_switch_that_lets_less_of_jumbo_packets_through_is_a_warning(lab, admi
     make(here)
     admin.run("sterna switch set lan --mtu 4000")
     must_be_found_and_mended(admin, there, "network.mtu-smaller", "warning")
+
+
+def test_a_switch_that_does_not_work_is_found(lab, admin):
+    here, there = lab.hosts
+    make(here)
+    ip(there, "link set brlan down")
+    found = admin.finds("tern", there)
+    assert set(found) == {"network.switch-broken"}
+    assert "brlan is down" in found["network.switch-broken"]["finding"]
+    assert "brlan is down" in admin.run(found["network.switch-broken"]["command"])
+    ip(there, "link set brlan up")
+    admin.moves("tern", there)
 
 
 def test_a_mac_address_that_is_taken_there_is_given_up_by_the_other(lab, admin):
@@ -188,6 +203,21 @@ def test_ways_that_do_not_connect_are_told_apart(lab, admin):
     finally:
         ip(there, f"addr add {address}/24 dev mig0")
     admin.moves("tern", there)
+
+
+def test_one_of_two_ways_that_is_lost_is_a_warning(make_lab):
+    lab = make_lab(migrations=2)
+    here, there = lab.hosts
+    admin = Administrator(here)
+    make(here)
+    assert [way["state"] for way in admin.check("tern", there)["ways"]] == ["open", "open"]
+    lab.cut(there.name, Network.MIGRATION2)
+    found = admin.finds("tern", there)
+    assert {key: one["severity"] for key, one in found.items()} == {"network.way-lost": "warning"}
+    admin.moves("tern", there)
+    lab.restore(there.name, Network.MIGRATION2)
+    back = Administrator(there)
+    wait_until(lambda: back.finds("tern", here) == {}, "both ways are open again")
 
 
 @contextlib.contextmanager

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from sterna.checks import registry
-from sterna.checks.facts import GuestFacts, Question
+from sterna.checks.facts import GuestFacts, LinkFacts, Question
 from sterna.errors import MoveRefused
-from sterna.model.check import Check
+from sterna.model.check import Check, Way, WayState
 from sterna.model.disk import Checkpoint, StateFile, Volume
 from sterna.model.host import HostFacts, Pool, PoolFacts, QEMUFacts, Switch, SwitchFacts
 from sterna.model.move import MoveWishes
@@ -35,7 +35,7 @@ def host(name: str) -> HostFacts:
             accel_reason="asked for",
             machines=("pc-q35-7.2", "pc-q35-7.1"),
         ),
-        switches=(SwitchFacts(switch=Switch(name="lan"), vlans=True),),
+        switches=(SwitchFacts(switch=Switch(name="lan", uplink="eth1"), vlans=True, mtu=1500),),
         pools=(
             PoolFacts(
                 pool=Pool(name="san", path="/san", shared=True, identity="1"),
@@ -102,6 +102,14 @@ def test_nothing_is_found_when_all_is_well(disks: tuple[Disk, ...]):
     assert require(question(disks)) == []
 
 
+def ways(*states: WayState) -> LinkFacts:
+    tried = (
+        Way(address=f"192.0.2.{number}", port=4, state=state)
+        for number, state in enumerate(states, 1)
+    )
+    return LinkFacts(ways=tuple(tried))
+
+
 TARGET = host("b")
 BAD = {
     "host.same": question(target=host("a"), wishes=MoveWishes(target="a")),
@@ -122,6 +130,16 @@ BAD = {
     "network.vlan": question(
         target=replace(TARGET, switches=(replace(TARGET.switches[0], vlans=False),))
     ),
+    "network.switch-differs": question(
+        target=replace(TARGET, switches=(SwitchFacts(switch=Switch(name="lan"), vlans=True),))
+    ),
+    "network.mtu": question(
+        target=replace(TARGET, switches=(replace(TARGET.switches[0], mtu=1499),))
+    ),
+    "network.mac-taken": question(target=replace(TARGET, macs={"": "web2 net1"})),
+    "network.blocked": question(link=ways("blocked", "blocked")),
+    "network.unreachable": question(link=ways("unreachable")),
+    "network.address-absent": question(link=ways("absent")),
     "storage.disk-shared": question(
         LOCAL, users={Volume(pool="own", volume="web1-vda.qcow2"): "web2"}
     ),
@@ -145,7 +163,7 @@ BAD = {
 @pytest.mark.parametrize("identity", BAD)
 def test_a_bad_situation_is_found_and_explained(identity: str):
     found = registry.run(BAD[identity])
-    assert [finding.id for finding in found] == [identity]
+    assert {finding.id for finding in found} == {identity}
     assert found[0].fix
 
 
@@ -210,3 +228,30 @@ def test_saved_memory_goes_only_where_it_can_be_loaded():
     point = Checkpoint(id="0a", name="one", created="", memory=state)
     (found,) = registry.run(replace(asked, travel=replace(asked.travel, checkpoints=(point,))))
     assert (found.id, found.severity) == ("qemu.checkpoint-accel", "warning")
+
+
+@pytest.mark.parametrize(
+    ("link", "identity"),
+    [(ways("open", "blocked"), "network.way-lost"), (ways("absent", "open"), "network.way-lost")],
+)
+def test_one_way_that_is_open_is_enough(link: LinkFacts, identity: str):
+    (found,) = require(question(link=link))
+    assert (found.id, found.severity) == (identity, "warning")
+
+
+def test_a_vm_that_is_off_and_shares_its_disks_needs_no_migration_network():
+    asked = question(link=ways("blocked"), guest=OFF)
+    assert asked.travel.files == ()
+    assert require(asked) == []
+
+
+def test_a_switch_to_be_made_gets_the_uplink_that_is_free_there():
+    def told(free: tuple[str, ...]) -> tuple[str, str]:
+        (found,) = registry.run(question(target=replace(TARGET, switches=(), uplinks=free)))
+        return found.command, found.fix
+
+    assert told(("eth0", "eth1"))[0].endswith("switch create lan --uplink eth1")
+    assert told(("eth7",))[0].endswith("switch create lan --uplink eth7")
+    command, fix = told(("eth7", "eth8"))
+    assert command == ""
+    assert "eth7, eth8" in fix
