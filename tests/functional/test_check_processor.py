@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from checking import WARNED, Administrator, configured
+from checking import WARNED, Administrator, configured, odd
 from sterna.lab import vm
 from sterna.lab.console import GuestConsole
 
@@ -113,3 +113,15 @@ def test_what_all_hosts_share_is_computed_set_and_the_same_on_each(lab):
         refused = admin.ask("sterna --host hv-b vm set tern --cpu-compat x86-64-v4")
         assert refused.returncode == 3
         assert "avx512f" in refused.stderr
+
+
+def test_a_move_that_the_check_forbids_takes_the_feature_away_from_the_guest_that_uses_it(lab):
+    here, there = lab.hosts
+    create(lab, "max")
+    admin = Administrator(here)
+    with configured(there, WITHOUT_AVX2), odd(here, blind=["processor.features"]):
+        admin.run("sterna vm start tern")
+        assert asked(here)["cpu"]["avx2"]
+        assert "processor.features" in admin.finds("tern", there)
+        admin.ask(f"sterna move tern {there.name}")
+        assert not asked(there)["cpu"]["avx2"]

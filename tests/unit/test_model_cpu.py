@@ -46,6 +46,12 @@ def test_what_not_even_the_source_says_to_give_is_not_judged():
     assert lost(guest("fpu", "kvm-hint"), V3, V2) == ()
 
 
+def test_what_comes_of_the_number_of_vcpus_is_not_the_hosts():
+    smp = CPUFacts(features=(*V3.features, "cmp-legacy", "ht"))
+    assert lost(guest("fpu", "cmp-legacy", "ht"), smp, V2) == ()
+    assert set(gained(CPUChoice(model="max"), guest(*V3.features), smp)) == set()
+
+
 def test_what_the_source_masks_since_the_guest_was_started_is_judged():
     masked = CPUFacts(features=V2.features, masked=("avx2",))
     assert lost(guest("avx2"), masked, V2) == ("avx2",)

@@ -92,6 +92,8 @@ SHAREABLE = frozenset(
     ]
 ) | frozenset(LEVELS["x86-64-v4"])
 
+# QEMU sets these after the number of vCPUs, and some versions only as the guest asks.
+_OF_TOPOLOGY = frozenset({"cmp-legacy", "ht"})
 _WITH_XSAVE = ("avx", "f16c", "fma", "pku", "vaes", "vpclmulqdq", "xgetbv1", "xsave")  # beginnings
 
 
@@ -187,14 +189,14 @@ def lost(guest: GuestCPU, source: CPUFacts, target: CPUFacts) -> tuple[str, ...]
     if not target.features or not source.features:
         return ()
     judged = guest.features.intersection((*source.features, *source.masked))
-    return tuple(sorted(judged.difference(target.features)))
+    return tuple(sorted(judged.difference(target.features, _OF_TOPOLOGY)))
 
 
 def gained(choice: CPUChoice, guest: GuestCPU, target: CPUFacts) -> tuple[str, ...]:
     """What a guest would see in addition on the target: only if its model is the host's own."""
     if choice.model not in AS_THE_HOST:
         return ()
-    return tuple(sorted(set(target.features).difference(guest.features)))
+    return tuple(sorted(set(target.features).difference(guest.features, _OF_TOPOLOGY)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
