@@ -125,3 +125,28 @@ def test_a_move_that_the_check_forbids_takes_the_feature_away_from_the_guest_tha
         assert "processor.features" in admin.finds("tern", there)
         admin.ask(f"sterna move tern {there.name}")
         assert not asked(there)["cpu"]["avx2"]
+
+
+def test_memory_of_a_checkpoint_does_not_go_into_another_machine(lab):
+    here, there = lab.hosts
+    admin = Administrator(here)
+    spec = vm.spec(lab.guest(), "tern", load=vm.Load(disk_blocks_s=1))
+    here.client.post("/v1/vms", spec | {"machine": "pc-q35-7.1"})
+    admin.run("sterna vm start tern")
+    asked(here, "status")
+    admin.run("sterna vm checkpoint create tern one")
+    admin.run("sterna vm save tern")
+    saved = admin.ask("sterna vm upgrade-version tern --to pc-q35-7.2 --yes")
+    assert saved.returncode == 3
+    admin.run("sterna vm set tern --cpu-compat x86-64-v3")  # waits: it goes on as it was
+    assert here.client.get("/v1/vms/tern")["cpu_next"]["model"] == "x86-64-v3"
+    admin.run("sterna vm restore tern")
+    assert not asked(here)["cpu"]["avx2"]
+    admin.run("sterna vm set tern --cpu-compat x86-64-v2")
+    admin.run("sterna vm stop tern")
+    raised = admin.ask("sterna vm upgrade-version tern --to pc-q35-7.2 --yes")
+    assert raised.returncode == 0
+    assert "the memory of checkpoints is of no use then: one" in raised.stderr
+    refused = admin.ask("sterna vm checkpoint apply tern one --force")
+    assert (refused.returncode, "pc-q35-7.1" in refused.stderr) == (3, True), refused.stderr
+    admin.run("sterna vm checkpoint apply tern one --no-memory --force")
