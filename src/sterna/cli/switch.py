@@ -71,7 +71,10 @@ def show(settings: Settings, name: str) -> None:
 @click.option("--mtu", type=int, metavar="BYTES", help="Largest packet; 0: as the uplink.")
 @click.pass_obj
 def set_(settings: Settings, /, name: str, **wanted: Any) -> None:
-    """Change a virtual switch under the VMs on it; what would cut those that run off is refused."""
+    """Change a virtual switch under the VMs on it.
+
+    What would cut off those that run is refused.
+    """
     from sterna.client import segment  # noqa: PLC0415 - start-up time
 
     given = {
