@@ -11,6 +11,7 @@ actual values of both sides for each thing that is not. It does no I/O and never
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -119,8 +120,11 @@ def here(q: Question, command: str) -> str:  # noqa: ARG001 - says where, as `th
 
 
 def there(q: Question, command: str) -> str:
-    """A command line for the target, given from the source."""
-    return f"sterna --host {q.target.name} {command}"
+    """A command line for the target, given from the source, by the name that it has there.
+
+    What the target calls itself is its own word, and no part of a command.
+    """
+    return f"sterna --host {shlex.quote(q.wishes.target)} {command}"
 
 
 def run(question: Question) -> list[Check]:
