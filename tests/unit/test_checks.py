@@ -24,7 +24,6 @@ NOT_PRODUCED = {
     "processor.vendor": "another processor",
     "qemu.accel": "a machine with KVM",
     "qemu.checkpoint-accel": "a machine with KVM",
-    "qemu.machine-type": "a QEMU without the machine type",
     "qemu.saved-accel": "a machine with KVM",
 }
 
