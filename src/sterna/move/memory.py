@@ -30,8 +30,8 @@ PING_S = 5.0  # QEMU's main loop answers within milliseconds when it has nothing
 FIGURES_TRIES = 20  # in all one second; seen: one in forty moves needs a second look
 CANCEL_S = 5.0  # from migrate_cancel to the end; then yank
 # QEMU may be told to throttle only if it was allowed to from the start, and looks at every other
-# round of more than a second. So it is allowed to, begins with what no guest feels, and its limit
-# is raised when the policy says so.
+# round of more than a second. So it is allowed to, begins with what no guest feels, and its first
+# step and its limit are raised when the policy says so.
 _THROTTLE_READY: dict[str, object] = {
     "cpu-throttle-initial": 1,
     "cpu-throttle-increment": 1,
@@ -223,7 +223,11 @@ class _Rounds:
             parameters["downtime-limit"] = decision.limit_ms
         action = decision.action
         if action is not None and action.kind is Kind.THROTTLE:
-            parameters |= {"max-cpu-throttle": decision.throttle, "cpu-throttle-increment": 99}
+            parameters |= {
+                "max-cpu-throttle": decision.throttle,
+                "cpu-throttle-initial": decision.throttle,
+                "cpu-throttle-increment": 99,
+            }
         if action is not None and action.kind is Kind.POSTCOPY:
             self.sent.is_postcopy = True
             await self._qmp.migrate_start_postcopy()
