@@ -15,6 +15,7 @@ from sterna.move import (
     checks,
     offer,
     probe,
+    sample,
     seed,
 )
 from sterna.move.carriers import Choice
@@ -24,8 +25,11 @@ from sterna.move.peer import Peer, Peers
 from sterna.move.storage.facts import users
 from sterna.move.travel import Travel, measure, plan, shared_pools
 from sterna.operations.runner import Job
+from sterna.units import GIB
 from sterna.vms.machine import VM
 from sterna.vms.service import VMs
+
+TCG_SYNC_S_PER_GIB = 0.5
 
 
 class Moves:
@@ -92,12 +96,17 @@ class Moves:
     ) -> tuple[Peer, Travel, Choice | None, list[str]]:
         is_here = wishes.target == self._vms.config.name
         peer = None if is_here else self._peers.get(wishes.target)
-        source, target, info, link = await asyncio.gather(  # at once: each takes a moment
+        asking = asyncio.gather(  # at once: each takes a moment
             self._gather(),
             self._nothing() if peer is None else peer.facts(),
             self._nothing() if vm.process is None else vm.qmp.query_migrate(),
             self._nothing() if peer is None or vm.process is None else probe.measure(peer),
         )
+        if vm.process is None:
+            source, target, info, link = await asking
+            memory = None
+        else:
+            (source, target, info, link), memory = await sample.during(vm.process.pid, asking)
         target = target or source
         process = vm.record.process
         travel = plan(
@@ -128,14 +137,22 @@ class Moves:
         found += checks.refuse_blockers(question.spec.name, peer.name, await peer.check(question))
         measured = carriers.Measured(
             link=link,
-            used=vm.process.resident() if vm.process is not None else 0,
+            memory=memory or sample.Memory(used=vm.record.spec.memory),
             disks=sum(mirror.offer.allocated for mirror in travel.mirrors),
             idle_here=source.cpus_idle,
             idle_there=target.cpus_idle,
             limit=wishes.bandwidth,
             max_pause_s=wishes.max_downtime_ms / 1000,
+            sync_s=_sync_s(vm),
         )
         # A broken post-copy is mended from QEMU to QEMU.
         wished = "direct" if wishes.on_stall == "postcopy" else wishes.carrier
         choice = carriers.choose(wished, measured) if vm.process is not None else None
         return peer, travel, choice, [finding.finding for finding in found]
+
+
+def _sync_s(vm: VM) -> float:
+    """Under emulation the guest stands still while QEMU looks what it has changed (ADR 8)."""
+    process = vm.record.process
+    is_emulated = process is not None and process.accel == "tcg"
+    return TCG_SYNC_S_PER_GIB * vm.record.spec.memory / GIB if is_emulated else 0.0
