@@ -62,22 +62,6 @@ async def test_what_qemu_refuses_is_said_in_its_words(tmp_path: Path) -> None:
 
 
 @in_a_loop
-async def test_a_measurement_of_the_dirty_rate_comes_to_an_end(tmp_path: Path) -> None:
-    async with machine(VARIANT, tmp_path) as vm:
-        assert (await vm.qmp.query_dirty_rate()).bytes_per_s is None
-        await vm.qmp.cont()
-        await vm.qmp.calc_dirty_rate(1)
-
-        async def measured() -> bool:
-            return (await vm.qmp.query_dirty_rate()).bytes_per_s is not None
-
-        await until(measured)
-        rate = await vm.qmp.query_dirty_rate()
-        assert not rate.is_measuring
-        assert rate.seconds == 1
-
-
-@in_a_loop
 async def test_the_death_of_qemu_ends_every_wait(tmp_path: Path) -> None:
     async with machine(VARIANT, tmp_path) as vm:
         with vm.session.listen("RESUME", "STOP") as events, vm.session.listen() as others:

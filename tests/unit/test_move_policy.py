@@ -37,6 +37,7 @@ class Ended:
     work: float = 1.0
     actions: list[Action] = field(default_factory=list)
     forecast_ms: float | None = None
+    rounds: list[int] = field(default_factory=list)  # in which the actions were
 
 
 class QEMU:
@@ -97,6 +98,7 @@ def move(guest: Guest, on_stall: str = "auto", max_ms: float = 300, **more: floa
     qemu = QEMU(guest)
     ladder = Policy(on_stall, max_ms, deadline_s=more.get("deadline_s"))  # type: ignore[arg-type]
     actions: list[Action] = []
+    rounds: list[int] = []
     while qemu.now < more.get("longest_s", 600.0):
         found = ladder.look(
             Measured(
@@ -114,6 +116,7 @@ def move(guest: Guest, on_stall: str = "auto", max_ms: float = 300, **more: floa
         qemu.limit_ms, qemu.wanted = found.limit_ms, found.throttle
         if found.action is not None:
             actions.append(found.action)
+            rounds.append(qemu.passes)
             if found.action.kind is Kind.GIVE_UP:
                 return Ended("given up", qemu.now, work=qemu.work / qemu.now, actions=actions)
         forecast = found.pause_ms
@@ -121,7 +124,7 @@ def move(guest: Guest, on_stall: str = "auto", max_ms: float = 300, **more: floa
         if qemu.is_stopped:
             pause = qemu.remaining / guest.link * 1000 + OVERHEAD_MS
             work = qemu.work / qemu.now
-            return Ended("moved", qemu.now, pause, work, actions, forecast)
+            return Ended("moved", qemu.now, pause, work, actions, forecast, rounds)
     return Ended("for ever", qemu.now, actions=actions)
 
 
@@ -267,3 +270,15 @@ def test_what_was_measured_beforehand_spares_rungs():
     assert measured.how == without.how == "moved"
     assert measured.seconds < 0.8 * without.seconds
     assert len(measured.actions) < len(without.actions)
+
+
+@pytest.mark.parametrize("times", [1.1, 2, 4])
+def test_a_guest_of_a_known_pace_is_slowed_down_before_its_second_round_ends(times):
+    ended = move(Guest(rate=times * LINK), measured=True)
+    first = next(i for i, action in enumerate(ended.actions) if action.kind is Kind.THROTTLE)
+    assert (ended.how, ended.rounds[first]) == ("moved", 2)
+
+
+def test_a_guest_that_can_be_outrun_is_not_slowed_down_for_a_pace_that_is_known():
+    ended = move(Guest(rate=0.5 * LINK), measured=True)
+    assert not [action for action in ended.actions if action.kind is Kind.THROTTLE]

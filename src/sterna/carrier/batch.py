@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sterna.carrier.pages import WORDS, Rows
 from sterna.carrier.segments import PAGE, STRIDES, Segment
 
-BATCH_BYTES = 4 << 20  # of stream that one batch stands for, at most
+BATCH_BYTES = 2 << 20  # of stream that one batch stands for, at most
 
 
 class Content(IntEnum):

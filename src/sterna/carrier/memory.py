@@ -26,17 +26,18 @@ from sterna.carrier.codec import Decoder, Encoder, pack, unpack
 from sterna.carrier.control import Bottleneck, MemoryStats
 from sterna.carrier.link import Stream
 from sterna.carrier.pumps import Pump
-from sterna.carrier.stages import Queue, Waits
+from sterna.carrier.stages import Busy, Queue, Waits
 from sterna.clock import monotonic
 from sterna.errors.carrier import BadBlock
 
 QUEUE = 4  # batches between two stages
 RETURN_BYTES = 64 << 10  # of QEMU's return path in one message
 WRITE_BYTES = 2 << 20  # that the target's QEMU may have before it: it loads while we decode
-AHEAD_S = 0.05  # of the target's work that is under way, beside the round trip
-MIN_AHEAD = 8 << 20  # bytes
+AHEAD_S = 0.1  # of the target's work that is under way, beside the round trip
+MIN_AHEAD = 6 << 20  # bytes: a few batches, or the stages wait for each other
 MAX_AHEAD = 256 << 20
-MIN_LEVEL, FIRST_LEVEL, MAX_LEVEL = -3, 1, 3  # zstd's; lower ones save processors
+MIN_LEVEL, FIRST_LEVEL, MAX_LEVEL = -1, 1, 3  # zstd's; lower ones save processors
+_SPARE = 0.25  # share of the packing threads' time, with less a higher level costs nothing
 _STREAMING = 64 << 10  # bytes since the last flush: there will be more in a moment
 _MORE_MS = 1  # that moment
 _TOLD = 256 << 10  # bytes between two words of progress, unless there is time
@@ -64,9 +65,9 @@ class _Rate:
 
 
 class _Shares:
-    """Share of the time since the last look that something was waited for."""
+    """Share of the time since the last look that something was waited for, or done."""
 
-    def __init__(self, *waits: Waits) -> None:
+    def __init__(self, *waits: Waits | Busy) -> None:
         self._waits = waits
         self._last = [0.0] * len(waits)
         self._at = monotonic()
@@ -95,6 +96,7 @@ class MemorySource(Pump):
         self.bottleneck = Bottleneck.IDLE
         self._encoder = Encoder(cache_bytes=cache_bytes)
         self._pool = ThreadPoolExecutor(workers, "memory pack") if workers else None
+        self._packing = Busy(max(workers, 1))
         self._packed: Queue[Future[bytes]] = Queue(QUEUE)
         self._level = FIRST_LEVEL
         self._quiet = Waits()  # for QEMU
@@ -105,7 +107,9 @@ class MemorySource(Pump):
         self._allowed = MIN_AHEAD
         self._is_free = False  # nobody will tell any more how far the target is
         self._rate = _Rate()
-        self._shares = _Shares(self._quiet, self._held, self._sending, self._packed.full)
+        self._shares = _Shares(
+            self._quiet, self._held, self._sending, self._packed.full, self._packing
+        )
 
     def works(self) -> list[Callable[[], None]]:
         return [self._outward, self._send, self._inward]
@@ -146,7 +150,7 @@ class MemorySource(Pump):
         with self._progress:
             self._allowed = min(max(ahead, MIN_AHEAD), MAX_AHEAD)
             self._progress.notify_all()
-        quiet, held, sending, full = self._shares.look(now)
+        quiet, held, sending, full, packing = self._shares.look(now)
         if quiet > 1 - 0.01:
             self.bottleneck = Bottleneck.IDLE
         elif sending > _MOSTLY:
@@ -157,10 +161,10 @@ class MemorySource(Pump):
             self.bottleneck = Bottleneck.QEMU
         else:
             self.bottleneck = Bottleneck.ENCODE
-        if self.bottleneck in {Bottleneck.LINK, Bottleneck.LIMIT}:
+        if packing > _MOSTLY:
+            self._level = max(self._level - 1, MIN_LEVEL if sending < _MOSTLY else FIRST_LEVEL)
+        elif packing < _SPARE and self.bottleneck in {Bottleneck.LINK, Bottleneck.LIMIT}:
             self._level = min(self._level + 1, MAX_LEVEL)
-        elif sending < _MOSTLY / 2 and self.bottleneck is not Bottleneck.IDLE:
-            self._level = max(self._level - 1, MIN_LEVEL)
 
     def _outward(self) -> None:
         """Read and encode; flush when the socket has run dry."""
@@ -202,10 +206,10 @@ class MemorySource(Pump):
     def _put(self, batches: list[Batch]) -> None:
         for batch in batches:
             if self._pool is not None:
-                self._packed.put(self._pool.submit(pack, batch, self._level))
+                self._packed.put(self._pool.submit(self._packing.do, pack, batch, self._level))
             else:
                 done: Future[bytes] = Future()
-                done.set_result(pack(batch, self._level))
+                done.set_result(self._packing.do(pack, batch, self._level))
                 self._packed.put(done)
 
     def _send(self) -> None:

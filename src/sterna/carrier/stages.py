@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import Generic, TypeVar
+from collections.abc import Callable
+from typing import Generic, ParamSpec, TypeVar
 
 from sterna.clock import monotonic
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class Cut(Exception):
@@ -36,6 +38,29 @@ class Waits:
     def seconds(self) -> float:
         since = self._since
         return self._sum + (monotonic() - since if since is not None else 0.0)
+
+
+class Busy:
+    """Seconds that `workers` threads have worked, on average. Counted when a piece is done."""
+
+    __slots__ = ("_lock", "_sum", "_workers")
+
+    def __init__(self, workers: int) -> None:
+        self._lock = threading.Lock()
+        self._sum = 0.0
+        self._workers = workers
+
+    def do(self, work: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
+        began = monotonic()
+        try:
+            return work(*args, **more)
+        finally:
+            with self._lock:
+                self._sum += monotonic() - began
+
+    @property
+    def seconds(self) -> float:
+        return self._sum / self._workers
 
 
 class Queue(Generic[T]):

@@ -70,7 +70,9 @@ class Question:
     wishes: MoveWishes
     link: LinkFacts = field(default_factory=LinkFacts)
     proofs: Mapping[str, Proof] = field(default_factory=dict)  # of pools that both say to share
-    joinable: frozenset[str] = frozenset()  # shared pools that it could have: their storage is there
+    joinable: frozenset[str] = (
+        frozenset()
+    )  # shared pools that it could have: their storage is there
     files: frozenset[str] = frozenset()  # of `boot`, those that the target has
     certificates: tuple[CertificateFacts, ...] = ()
     users: Mapping[Volume, str] = field(default_factory=dict)  # files that other VMs use too

@@ -11,17 +11,19 @@ from dataclasses import dataclass
 
 from sterna.model.move import Carrier
 from sterna.model.reservation import CarrierKind
+from sterna.move.sample import Memory
 from sterna.units import format_duration, format_rate
 
 # Guest memory that one processor can take through each carrier, in bytes/s; measured between two
 # QEMUs on one machine (bench/carriers.py). QEMU's own thread and each relay need one such.
-DIRECT_BYTES_S = 900e6
-RELAY_BYTES_S = 330e6
+DIRECT_BYTES_S = 800e6
+RELAY_BYTES_S = 180e6  # of pages that are new to the target
+AGAIN_BYTES_S = 350e6  # and of those that it has in another form
 PUMP_BYTES_S = 450e6  # of disks, through the relays
-# Of what a page takes on the wire, as long as its content is not known: between text and noise.
-FIRST_SHARE = 0.55
-AGAIN_SHARE = 0.08  # of a page that was sent before: the difference
-RELAY_START_S = 0.4  # two processes
+START_S = 0.6  # of the target's QEMU, and the end of ours
+RELAY_START_S = 0.3  # two processes
+DIRECT_PAUSE_MS, RELAY_PAUSE_MS = 40.0, 70.0  # of a pause, without memory
+FIRST_PAUSE = 0.5  # share of the longest pause that the convergence policy allows at first
 MARGIN = 0.9  # a carrier that does more must gain at least so much
 NEVER_S = 3600.0  # stands for rounds that do not end
 FEW_CPUS = 0.3  # idle: a carrier that needs work only gets this much, in competition with guests
@@ -32,13 +34,13 @@ class Measured:
     """What is known before a move begins. Rates in bytes/s, sizes in bytes; None: not known."""
 
     link: float | None  # that TCP carries now
-    used: int  # of guest memory
+    memory: Memory
     disks: int = 0  # that travel, allocated
-    dirty: float = 0.0  # memory that the guest changes
     idle_here: float | None = None  # processors
     idle_there: float | None = None
     limit: int | None = None  # that the user or the host set for the wire
     max_pause_s: float = 0.3
+    sync_s: float = 0.0  # that the guest stands still while QEMU looks what it has changed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,38 +109,45 @@ def _work(idle: float | None) -> float:
 def _direct(measured: Measured) -> Forecast:
     share = min(_work(measured.idle_here), _work(measured.idle_there))
     rate = min(_link(measured), DIRECT_BYTES_S * share)
-    seconds, sent, pause = _rounds(measured, rate, rate)
+    seconds, sent, pause = _rounds(measured, rate, rate, DIRECT_PAUSE_MS)
     return Forecast(
         kind="direct",
-        total_s=min(NEVER_S, seconds + measured.disks / rate),
+        total_s=min(NEVER_S, START_S + seconds + measured.disks / rate),
         pause_ms=pause,
         wire=round(sent + measured.disks),
     )
 
 
 def _relayed(measured: Measured) -> Forecast:
-    share, link = min(_work(measured.idle_here), _work(measured.idle_there)), _link(measured)
-    first = min(link / FIRST_SHARE, RELAY_BYTES_S * share)
-    again = min(link / AGAIN_SHARE, RELAY_BYTES_S * share)
-    seconds, sent, pause = _rounds(measured, first, again)
+    memory, link = measured.memory, _link(measured)
+    share = min(_work(measured.idle_here), _work(measured.idle_there))
+    first = min(link / memory.first, RELAY_BYTES_S * share)
+    again = min(link / memory.again, AGAIN_BYTES_S * share)
+    seconds, sent, pause = _rounds(measured, first, again, RELAY_PAUSE_MS)
     disks = measured.disks / min(link, PUMP_BYTES_S * share)
-    wire = measured.used * FIRST_SHARE + max(0.0, sent - measured.used) * AGAIN_SHARE
+    wire = memory.used * memory.first + max(0.0, sent - memory.used) * memory.again
     return Forecast(
         kind="compression",
-        total_s=min(NEVER_S, RELAY_START_S + seconds + disks),
+        total_s=min(NEVER_S, START_S + RELAY_START_S + seconds + disks),
         pause_ms=pause,
         wire=round(wire + measured.disks),
     )
 
 
-def _rounds(measured: Measured, first: float, again: float) -> tuple[float, float, float]:
-    """Seconds, bytes of guest memory and ms of pause, of rounds at these rates."""
-    seconds, sent = measured.used / first, float(measured.used)
-    rest = min(measured.used, measured.dirty * seconds)
-    allowed = again * measured.max_pause_s
-    if rest > allowed and measured.dirty >= again:
-        return NEVER_S, NEVER_S * again, measured.used / again * 1000
-    while rest > allowed:
-        seconds, sent = seconds + rest / again, sent + rest
-        rest = min(measured.used, measured.dirty * rest / again)
-    return seconds + rest / again, sent + rest, rest / again * 1000
+def _rounds(
+    measured: Measured, first: float, again: float, pause_ms: float
+) -> tuple[float, float, float]:
+    """Seconds, bytes of guest memory and ms of pause, of rounds at these rates.
+
+    QEMU looks what has changed before the first round and after each.
+    """
+    memory, sync = measured.memory, measured.sync_s
+    seconds, sent = 2 * sync + memory.used / first, float(memory.used)
+    rest = min(memory.used, memory.dirty * memory.used / first)
+    allowed = again * max(0.0, measured.max_pause_s - pause_ms / 1000)
+    if rest > allowed and memory.dirty >= again:
+        return NEVER_S, NEVER_S * again, memory.used / again * 1000 + pause_ms
+    while rest > allowed * FIRST_PAUSE and memory.dirty < again:
+        seconds, sent = seconds + rest / again + sync, sent + rest
+        rest = min(memory.used, memory.dirty * rest / again)
+    return seconds + rest / again, sent + rest, rest / again * 1000 + pause_ms

@@ -40,6 +40,7 @@ from sterna.move import (
     memory,
     offer,
     postcopy,
+    sample,
 )
 from sterna.move.carriers import Choice
 from sterna.move.departure import tidy
@@ -299,9 +300,11 @@ class Move:
         return self._opened
 
     async def _memory(self, undo: Undo) -> None:
-        await self._open()
-        self.job.phase = Phase.MEMORY
         vm = self.vm
+        if vm.process is None:
+            raise AssertionError
+        _, found = await sample.during(vm.process.pid, self._open())
+        self.job.phase = Phase.MEMORY
         wanted = capabilities.SOURCE
         mapping = [
             capabilities.bitmap_mapping(
@@ -328,14 +331,14 @@ class Move:
                 self.carriage.uri,
                 self.wishes,
                 self._progress,
-                self._around(),
+                self._around(found),
             )
             self.report.converged(state)
             self._is_postcopy = state.is_postcopy
             self.report.guest_stopped(state.stopped or clock.monotonic())
             step.say(self.report.memory_sentence())
 
-    def _around(self) -> memory.Around:
+    def _around(self, found: sample.Memory | None) -> memory.Around:
         """What the convergence policy must know beside QEMU's figures."""
         deadline, mirrors = self.wishes.deadline_s, self._mirrors
         return memory.Around(
@@ -344,6 +347,7 @@ class Move:
             in_flight=lambda: self.carriage.in_flight,
             disks_ms=lambda: mirrors.drain_ms if mirrors is not None else 0.0,
             say=self.job.log,
+            dirty_rate=found.dirty if found is not None else None,
             deadline_s=None if deadline is None else deadline - self.job.elapsed,
             max_downtime_ms=lambda: self.wishes.max_downtime_ms,
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from sterna import clock
 from sterna.errors import NotConverging, QMPError, QMPTimeout, Stalled, SternaError
 from sterna.model.move import MemoryProgress, MoveWishes, Phase
-from sterna.move import dirty, policy
+from sterna.move import policy
 from sterna.move.policy import Action, Decision, Kind, Measured, Policy
 from sterna.qemu.commands import MigrationInfo, Monitor
 from sterna.qemu.session import Events
@@ -30,8 +30,8 @@ PING_S = 5.0  # QEMU's main loop answers within milliseconds when it has nothing
 FIGURES_TRIES = 20  # in all one second; seen: one in forty moves needs a second look
 CANCEL_S = 5.0  # from migrate_cancel to the end; then yank
 # QEMU may be told to throttle only if it was allowed to from the start, and looks at every other
-# round of more than a second. So it is allowed to, begins with what no guest feels, and its limit
-# is raised when the policy says so.
+# round of more than a second. So it is allowed to, begins with what no guest feels, and its first
+# step and its limit are raised when the policy says so.
 _THROTTLE_READY: dict[str, object] = {
     "cpu-throttle-initial": 1,
     "cpu-throttle-increment": 1,
@@ -56,6 +56,7 @@ class Around:
     in_flight: Callable[[], int] = lambda: 0  # bytes that QEMU gave away and the target has not
     disks_ms: Callable[[], float] = lambda: 0.0  # that the mirrors will take of the pause
     say: Callable[[str], None] = lambda _: None  # a line for the log of the operation
+    dirty_rate: float | None = None  # bytes/s that the guest changes at its own pace
     deadline_s: float | None = None  # from now
     max_downtime_ms: Callable[[], int] | None = None  # that the user accepts by now
 
@@ -155,7 +156,6 @@ class _Rounds:
         self._began = self._moved = clock.monotonic()
         self._sampled = 0.0
         self._transferred = -1
-        self._pace = dirty.Pace(qmp)
         self._limit_ms = policy.first_limit(wishes.max_downtime_ms)
         self._action = ""
 
@@ -172,7 +172,6 @@ class _Rounds:
         self._require_progress(info, now)
         if info.status != "active":
             return info.status
-        await self._pace.look()
         measured = self._measured(info, now)
         if self._around.max_downtime_ms is not None:
             self._policy.aim(self._around.max_downtime_ms())
@@ -205,7 +204,7 @@ class _Rounds:
             throttle=info.throttle_percent,
             disks_ms=around.disks_ms(),
             is_link_down=around.is_link_down(),
-            dirty_rate=self._pace.rate,
+            dirty_rate=around.dirty_rate,
         )
 
     def _tell(self, decision: Decision) -> None:
@@ -223,7 +222,11 @@ class _Rounds:
             parameters["downtime-limit"] = decision.limit_ms
         action = decision.action
         if action is not None and action.kind is Kind.THROTTLE:
-            parameters |= {"max-cpu-throttle": decision.throttle, "cpu-throttle-increment": 99}
+            parameters |= {
+                "max-cpu-throttle": decision.throttle,
+                "cpu-throttle-initial": decision.throttle,
+                "cpu-throttle-increment": 99,
+            }
         if action is not None and action.kind is Kind.POSTCOPY:
             self.sent.is_postcopy = True
             await self._qmp.migrate_start_postcopy()

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sterna.model.move import OnStall
+from sterna.units import format_rate
 
 # Of a pause, without memory and disks: the guest's stop, device state, what both hosts write down
 # and say, the continuation. Measured: 60 to 100 ms.
@@ -35,6 +36,7 @@ MEASURED_MOST = 85  # percent of throttle that a measurement may ask for at once
 AIM = 0.6  # throttled so far that a round leaves so much of the one before
 MAX_ROUNDS = 100  # to think ahead
 ROUND_S = 0.25  # shorter rounds are judged together
+FORESEEN_S = 0.5  # of a round's flow tell its rate, and so where a guest of a known pace will be
 WINDOW_S = 1.0  # of the rate
 OBSERVED_S = 3.0  # of what QEMU saw
 EFFECT_ROUNDS, EFFECT_S = 4, 3.0  # QEMU throttles at every second round of more than a second
@@ -184,8 +186,15 @@ class Policy:
         action = None
         if self._throttle and m.throttle >= self._throttle and not self._felt_since:
             self._felt_since = m.passes
-        if self._is_over(m) and not m.is_link_down:
+        if m.is_link_down:
+            self._is_over(m)
+        elif self._is_over(m):
             action = self._judge(m)
+        elif (coming := self._foreseen(m)) is not None:
+            reason = (
+                f"it changes {format_rate(coming.size)} and {format_rate(coming.sent)} are sent"
+            )
+            action = self._climb(m, coming, reason)
         return Decision(
             limit_ms=self._limit(m),
             allowed_ms=self.allowed_ms,
@@ -243,6 +252,37 @@ class Policy:
         )
         self._first_s = self._first_s or seconds
         return True
+
+    def _foreseen(self, m: Measured) -> _Round | None:
+        """A second of this round, if it cannot gain anything and the next rung slows the guest down.
+
+        QEMU throttles at every second sync, so a rung that waits for the end of a round comes late.
+        The first round tells nothing: pages that are sent again may be sent faster.
+        """
+        began, upper = self._began, self._upper
+        if began is None or self._last is None or not m.dirty_rate or self._was_down:
+            return None
+        if self._throttle or upper is None or upper.kind is not Kind.THROTTLE:
+            return None
+        if m.passes != began.passes:
+            return None
+        flowing = [one for one in self._samples if one[0] > began.time_s and one[1] > began.sent]
+        if not flowing or (seconds := m.time_s - flowing[0][0]) < FORESEEN_S:
+            return None
+        rate = (m.sent - flowing[0][1]) / seconds
+        if (
+            rate <= 0
+            or m.dirty_rate < NO_END * rate
+            or m.remaining <= self._goal(m, self.allowed_ms)
+        ):
+            return None
+        return _Round(
+            size=round(m.dirty_rate),
+            seconds=1.0,
+            sent=round(rate),
+            before=round(rate),
+            number=m.passes,
+        )
 
     # ---- what would be ------------------------------------------------------------------------
 

@@ -22,11 +22,12 @@ from sterna.model.host import HostFacts
 from sterna.model.move import MoveWishes
 from sterna.model.travel import Travel
 from sterna.model.vm import Disk
-from sterna.move import carriers, gather, offer, probe
+from sterna.move import carriers, gather, offer, probe, sample
 from sterna.move.carriers import Choice
 from sterna.move.peer import Peer, Peers
 from sterna.move.storage.facts import users
 from sterna.move.travel import measure, plan, shared_pools
+from sterna.units import GIB
 from sterna.vms import chain
 from sterna.vms.inspection import Inspections
 from sterna.vms.machine import VM
@@ -34,6 +35,7 @@ from sterna.vms.service import VMs
 
 T = TypeVar("T")
 AT_ONCE = 16  # targets that are asked at a time
+TCG_SYNC_S_PER_GIB = 0.5
 TABLES_S = 0.7  # for tables of images: those of large ones are for `sterna disk check`
 
 # What the target calls what a check of ours has found as well.
@@ -59,6 +61,7 @@ class Here:
     source: HostFacts
     guest: GuestFacts
     damage: list[Check]  # what a glance shows of its images
+    memory: sample.Memory | None  # of a VM that runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,10 +151,12 @@ class Preflight:
         return self._peers.get(wishes.target), prepared
 
     async def _here(self, vm: VM, doing: tuple[str, str]) -> Here:
-        source, guest, damage = await asyncio.gather(
-            self._own_facts(), gather.guest(vm, doing), self._damage(vm, doing)
-        )
-        return Here(source=source, guest=guest, damage=damage)
+        asking = asyncio.gather(self._own_facts(), gather.guest(vm, doing), self._damage(vm, doing))
+        if vm.process is None:
+            (source, guest, damage), memory = await asking, None
+        else:
+            (source, guest, damage), memory = await sample.during(vm.process.pid, asking)
+        return Here(source=source, guest=guest, damage=damage, memory=memory)
 
     async def look(
         self,
@@ -202,7 +207,7 @@ class Preflight:
         return Prepared(
             question=question,
             found=tuple(registry.in_order(found)),
-            choice=_choice(vm, question),
+            choice=_choice(vm, question, here.memory),
         )
 
     async def _seen(
@@ -255,21 +260,29 @@ async def _link(vm: VM, peer: Peer | None) -> LinkFacts:
     return await probe.look(peer, is_live=vm.process is not None)
 
 
-def _choice(vm: VM, q: Question) -> Choice | None:
+def _choice(vm: VM, q: Question, memory: sample.Memory | None) -> Choice | None:
     if vm.process is None:
         return None
     measured = carriers.Measured(
         link=q.link.rate,
-        used=vm.process.resident(),
+        memory=memory or sample.Memory(used=vm.record.spec.memory),
         disks=sum(mirror.offer.allocated for mirror in q.travel.mirrors),
         idle_here=q.source.cpus_idle,
         idle_there=q.target.cpus_idle,
         limit=q.wishes.bandwidth,
         max_pause_s=q.wishes.max_downtime_ms / 1000,
+        sync_s=_sync_s(vm),
     )
     # A broken post-copy is mended from QEMU to QEMU.
     wished = "direct" if q.wishes.on_stall == "postcopy" else q.wishes.carrier
     return carriers.choose(wished, measured)
+
+
+def _sync_s(vm: VM) -> float:
+    """Under emulation the guest stands still while QEMU looks what it has changed (ADR 8)."""
+    process = vm.record.process
+    is_emulated = process is not None and process.accel == "tcg"
+    return TCG_SYNC_S_PER_GIB * vm.record.spec.memory / GIB if is_emulated else 0.0
 
 
 def _places(vm: VM, travel: Travel) -> tuple[Place, ...]:

@@ -75,15 +75,6 @@ def _port(addresses: Any) -> int:
     return 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DirtyRate:
-    """What a measurement by page sampling found: a lower bound, unique pages in its window."""
-
-    is_measuring: bool
-    bytes_per_s: int | None  # None: nothing measured yet
-    seconds: int  # length of the window
-
-
 class Monitor:
     """The commands of one QEMU, over its `session`."""
 
@@ -220,20 +211,3 @@ class Monitor:
         """Remove an object that was added; one that is not there is fine."""
         with contextlib.suppress(QMPError):
             await self.session.execute("object-del", {"id": name})
-
-    # ---- dirty rate ------------------------------------------------------------------------
-
-    async def calc_dirty_rate(self, seconds: int) -> None:
-        """Begin to measure, by page sampling only: the other modes crash a QEMU 7.2 under TCG."""
-        await self.session.execute(
-            "calc-dirty-rate", {"calc-time": seconds, "mode": "page-sampling"}
-        )
-
-    async def query_dirty_rate(self) -> DirtyRate:
-        answer = await self.session.execute("query-dirty-rate")
-        rate = answer.get("dirty-rate")  # MiB/s
-        return DirtyRate(
-            is_measuring=answer["status"] == "measuring",
-            bytes_per_s=None if rate is None else int(rate) << 20,
-            seconds=int(answer["calc-time"]),
-        )

@@ -18,7 +18,6 @@ from typing import Literal
 
 from sterna.errors import QEMUMissing
 from sterna.model.vm import QEMUProcess
-from sterna.units import KIB
 
 LOG_TAIL_BYTES = 16 << 10  # QEMU's words are short; a log of gigabytes must not be read whole
 # Python ignores these, and a child would inherit that; QEMU shall have the defaults.
@@ -101,15 +100,6 @@ class Process:
     def kill(self) -> None:
         """SIGKILL: it ends at once, whatever it was doing."""
         self._send(signal.SIGKILL)
-
-    def resident(self) -> int:
-        """Bytes of guest memory that are really there; 0 if that cannot be told."""
-        try:
-            lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-        except OSError:
-            return 0
-        kib = [line.split()[1] for line in lines if line.startswith("RssShmem:")]
-        return int(kib[0]) * KIB if kib else 0
 
     def log_tail(self, lines: int = 20) -> str:
         """The last `lines` of its log; empty if it said nothing or has no known log."""
