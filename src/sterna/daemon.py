@@ -30,7 +30,9 @@ from sterna.errors import BadConfig, SternaError
 from sterna.host import inventory
 from sterna.host.network import Network
 from sterna.host.registry import Pools, Switches
+from sterna.host.settings import Settings
 from sterna.model.host import HostFacts, QEMUFacts, SwitchFacts
+from sterna.model.settings import HostSettings
 from sterna.move.engine import Moves
 from sterna.move.fleet import Fleet
 from sterna.move.incoming import Incoming
@@ -62,15 +64,20 @@ class Daemon:
         self.runner = launcher.runner
         self.idleness = inventory.Idleness()
         self.qemu = qemu
+        installed = HostSettings(bandwidth=settings.migration.limit or 0)
+        self.settings = Settings(settings.state_dir / "settings", installed)
         self.vms = VMs(settings, launcher, self.runner)
         self.peers = Peers(settings)
         self.incoming = Incoming(self.vms, lambda: self.facts(with_switches=False))
+        self.incoming.settings = lambda: self.settings.now
         self.checkpoints = Checkpoints(self.vms)
         self.inspections = Inspections(self.vms)
         self.ports = Ports(self.vms, self.checkpoints)
         self.seeds = Seeds(self.vms, self.checkpoints)
         self.incoming.on_arrival = self.seeds.make_whole
-        self.moves = Moves(self.vms, self.peers, self.facts, self.seeds, self.inspections)
+        self.moves = Moves(
+            self.vms, self.peers, self.facts, self.seeds, self.inspections, self.settings
+        )
         self.plugs = Plugs(self.vms)
         self.doubts = Doubts(self.vms, self.peers, self.incoming)
 
@@ -89,6 +96,7 @@ class Daemon:
                 ("kept copy", self.vms.kept.damaged),
                 ("switch", self.launcher.switches.damaged),
                 ("pool", self.launcher.pools.damaged),
+                ("settings", self.settings.damaged),
             )
             for item in damaged
         ]
@@ -113,6 +121,7 @@ class Daemon:
             cpus_idle=self.idleness.cpus,
             problems=tuple(problems),
             uplinks=uplinks,
+            settings=self.settings.now,
             macs={
                 nic.mac: f"{vm.name} {nic.name}"
                 for vm in self.vms.all()
@@ -156,9 +165,10 @@ class Daemon:
             checkpoints=self.checkpoints,
             inspections=self.inspections,
             ports=self.ports,
-            storage_moves=StorageMoves(self.vms),
+            storage_moves=StorageMoves(self.vms, self.moves.storage_slots),
             fleet=Fleet(self.vms, self.peers, self.facts),
             plugs=self.plugs,
+            settings=self.settings,
             incoming=self.incoming,
             doubts=self.doubts,
         )

@@ -17,6 +17,7 @@ from sterna.model.machine import Upgrade, UpgradeWishes
 from sterna.model.move import MoveWishes, StorageWishes
 from sterna.model.operation import Operation
 from sterna.model.port import ExportWishes, ImportWishes
+from sterna.model.settings import HostSettings, SettingsChanges
 from sterna.model.vm import NICChanges, VMChanges, VMSpec
 from sterna.operations.runner import Runner
 
@@ -46,6 +47,12 @@ class Switches(Protocol):
     async def create(self, switch: Switch) -> Switch: ...
     async def delete(self, name: str, users: Users) -> None: ...
     async def change(self, name: str, changes: SwitchChanges, running: Users) -> Switch: ...
+
+
+class Settings(Protocol):
+    """What is set of this host for moves."""
+
+    async def change(self, changes: SettingsChanges) -> HostSettings: ...
 
 
 class Plugs(Protocol):
@@ -136,6 +143,7 @@ class Services:
     inspections: Inspections | None = None
     ports: Ports | None = None
     fleet: Any = None  # a Fleet
+    settings: Any = None  # a Settings
     plugs: Any = None  # a Plugs
     incoming: Any = None  # what routes/peer.py serves
     doubts: Any = None  # a Doubts

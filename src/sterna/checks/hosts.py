@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sterna.checks.facts import Question
-from sterna.checks.registry import BLOCKER, INFO, WARNING, Finding, check, there
+from sterna.checks.registry import BLOCKER, INFO, WARNING, Finding, check, here, there
 
 CLOCK_S = 5.0  # between hosts that are kept in time it is milliseconds
 
@@ -58,6 +58,26 @@ def clock(q: Question) -> Iterator[Finding]:
             f"{'ahead of' if ahead > 0 else 'behind'} that of {q.source.name}: times in logs and "
             f"operations do not compare, and certificates may seem to have ended",
             "Let the same time servers keep both; look on each with: timedatectl",
+        )
+
+
+@check("host.outbound", BLOCKER, "The source lets VMs leave")
+def outbound(q: Question) -> Iterator[Finding]:
+    if not q.source.settings.outbound:
+        yield Finding(
+            f"{q.source.name} lets no VM leave: its outbound moves are off",
+            "Turn them on:",
+            here(q, "host set --outbound on"),
+        )
+
+
+@check("host.inbound", BLOCKER, "The target takes VMs")
+def inbound(q: Question) -> Iterator[Finding]:
+    if not q.target.settings.inbound:
+        yield Finding(
+            f"{q.target.name} takes no VMs: its inbound moves are off",
+            "Turn them on:",
+            there(q, "host set --inbound on"),
         )
 
 

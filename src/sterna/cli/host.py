@@ -6,9 +6,11 @@ from typing import Any
 
 import click
 
-from sterna.cli import complete
+from sterna.cli import complete, values
 from sterna.cli.baseline import baseline
 from sterna.cli.command import Settings, command, group
+
+ON_OFF = click.Choice(["on", "off"])
 
 host = group(
     "host",
@@ -64,6 +66,7 @@ def show(settings: Settings, name: str | None) -> None:
         ("accel", f"{qemu.get('accel')}: {qemu.get('accel_reason')}" if qemu else ""),
         ("machines", f"{len(machines)}, newest {machines[0]}" if machines else ""),
         ("moves in", facts.get("migration_address") or "no: sternad has no migration address"),
+        ("settings", _settings(facts.get("settings") or {})),
         ("switches", [_switch(item) for item in facts.get("switches") or ()]),
         ("pools", [_pool(item) for item in facts.get("pools") or ()]),
         ("problems", list(facts.get("problems") or ())),
@@ -86,6 +89,56 @@ def certificate(settings: Settings) -> None:
     from sterna.cli.certificate import show_own  # noqa: PLC0415 - start-up time
 
     show_own(settings)
+
+
+@command(
+    host,
+    "set",
+    "sterna host set --inbound off",
+    "sterna host set --live-moves 4 --bandwidth 1Gbit",
+    "sterna --host host-b host set --outbound on --bandwidth none",
+)
+@click.option("--inbound", type=ON_OFF, help="Whether VMs may come here.")
+@click.option("--outbound", type=ON_OFF, help="Whether VMs may leave.")
+@click.option("--live-moves", type=int, metavar="N", help="VMs that run: so many at a time.")
+@click.option(
+    "--storage-moves", type=int, metavar="N", help="Disks, and VMs that are off: so many at a time."
+)
+@click.option("--bandwidth", type=values.limit, metavar="RATE", help="Of all moves away; or none.")
+@click.pass_obj
+def set_(settings: Settings, /, **wanted: Any) -> None:
+    """Change what a host does about moves, at once and for good.
+
+    Moves beyond the limit wait for their turn; what is under way goes on.
+    """
+    from sterna.cli.output import document, line  # noqa: PLC0415 - start-up time
+
+    given = {
+        key: value == "on" if key in ("inbound", "outbound") else value
+        for key, value in wanted.items()
+        if value is not None
+    }
+    if not given:
+        problem = "Say what shall change: --inbound, --outbound, --live-moves, --storage-moves or --bandwidth."
+        raise click.UsageError(problem, click.get_current_context())
+    changed = settings.client().patch("/v1/host/settings", given)
+    if settings.is_json:
+        document(changed)
+    else:
+        line(f"moves: {_settings(changed)}")
+
+
+def _settings(found: dict[str, Any]) -> str:
+    from sterna.units import format_rate  # noqa: PLC0415 - start-up time
+
+    if not found:
+        return ""
+    rate = format_rate(found["bandwidth"]) if found["bandwidth"] else "no limit"
+    return (
+        f"inbound {'on' if found['inbound'] else 'off'}, "
+        f"outbound {'on' if found['outbound'] else 'off'}, at a time {found['live_moves']} live and "
+        f"{found['storage_moves']} of storage, {rate}"
+    )
 
 
 def _processor(cpu: dict[str, Any]) -> str:

@@ -22,6 +22,20 @@ class MoveRefused(Refused):
     hint = "{fix}"
 
 
+class InboundDisabled(Refused):
+    code = "move.inbound-disabled"
+    text = "{host} takes no VMs: its inbound moves are off"
+    hint = "Turn them on: sterna --host {host} host set --inbound on"
+
+
+class TargetBusy(Conflict):
+    """The target has as many moves as it takes at a time; who asks again keeps its place."""
+
+    code = "move.target-busy"
+    text = "{waits}"
+    hint = "It takes the VM when one of them has ended"
+
+
 class PlanOutdated(Refused):
     """`changes` holds what is not as it was approved, a phrase each."""
 

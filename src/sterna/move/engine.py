@@ -6,16 +6,20 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from sterna.host.settings import Settings
 from sterna.model.check import MoveReport, Severity
 from sterna.model.host import HostFacts
 from sterna.model.move import MoveWishes
 from sterna.model.operation import Operation
+from sterna.model.settings import HostSettings
 from sterna.model.travel import Travel
 from sterna.move import offer, seed
 from sterna.move.journey import Move
 from sterna.move.limits import Limits
 from sterna.move.peer import Peers
 from sterna.move.preflight import Preflight
+from sterna.move.queue import in_turn
+from sterna.move.slots import Slots
 from sterna.operations.runner import Job
 from sterna.vms.inspection import Inspections
 from sterna.vms.machine import VM
@@ -25,18 +29,32 @@ from sterna.vms.service import VMs
 class Moves:
     """All moves away from this host."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts that a move rests on
         self,
         vms: VMs,
         peers: Peers,
         own_facts: Callable[[], Awaitable[HostFacts]],
         seeds: seed.Seeds,
         inspections: Inspections,
+        settings: Settings,
     ) -> None:
         self._vms = vms
         self._preflight = Preflight(vms, peers, own_facts, inspections)
         self._seeds = seeds
-        self._limits = Limits(vms.config.migration.limit)
+        self._limits = Limits(settings.now.bandwidth or None)
+        self._live = Slots(lambda: settings.now.live_moves, f"on {vms.config.name}")
+        self._off = Slots(lambda: settings.now.storage_moves, f"on {vms.config.name}")
+        settings.follow(self._set)
+
+    @property
+    def storage_slots(self) -> Slots:
+        """The turns of what only moves disks."""
+        return self._off
+
+    async def _set(self, settings: HostSettings) -> None:
+        self._live.look()
+        self._off.look()
+        await self._limits.change(settings.bandwidth or None)
 
     async def check(self, ref: str, wishes: MoveWishes) -> MoveReport:
         """What would become of that move, and nothing else. Raises VMNotFound, VMDamaged."""
@@ -60,7 +78,12 @@ class Moves:
             travel, choice = prepared.travel, prepared.choice
             is_sown, why = await self._choose(vm, travel, wishes)
 
-        async def go(job: Job) -> dict[str, Any]:
+        async def go(job: Job, *, is_late: bool) -> dict[str, Any]:
+            nonlocal peer, prepared, travel, choice, is_sown, why
+            if is_late:  # what was planned may be true no more
+                peer, prepared = await self._preflight.require(vm, wishes)
+                travel, choice = prepared.travel, prepared.choice
+                is_sown, why = await self._choose(vm, travel, wishes)
             for one in prepared.found:
                 if one.severity is Severity.WARNING:
                     job.warn(one.finding)
@@ -79,7 +102,9 @@ class Moves:
         async def work(job: Job) -> dict[str, Any]:
             try:
                 with vm.lease(f"moving to {wishes.target}", job.id):
-                    return await go(job)
+                    slots = self._live if vm.process is not None else self._off
+                    async with in_turn(slots, job, vm.name, wishes.target) as is_late:
+                        return await go(job, is_late=is_late)
             finally:
                 self._seeds.make_whole(vm)  # if it is here still
 

@@ -18,9 +18,11 @@ from typing import Any
 
 from sterna import clock
 from sterna.errors import (
+    InboundDisabled,
     QMPError,
     ReservationNotFound,
     SternaError,
+    TargetBusy,
     TargetLost,
     VMDamaged,
 )
@@ -28,8 +30,9 @@ from sterna.host.parts import Parts
 from sterna.model.check import Check, Severity
 from sterna.model.host import HostFacts
 from sterna.model.reservation import Look, Looked, Probe, Rejoined, Reservation, ReservationStatus
+from sterna.model.settings import HostSettings
 from sterna.model.vm import OwnershipState
-from sterna.move import postcopy, protocol
+from sterna.move import postcopy, protocol, slots
 from sterna.move.arriving import ArrivingFiles
 from sterna.move.berth import Berth
 from sterna.move.landing import Landing
@@ -90,6 +93,8 @@ class Incoming:
         self._gather = gather
         self._probes = Probes(vms.config.migration_addresses)
         self.on_arrival: Callable[[VM], None] = lambda _: None  # when a VM is ours and runs
+        self.settings: Callable[[], HostSettings] = HostSettings  # of now
+        self._turns = {True: slots.Turns(), False: slots.Turns()}  # of VMs that run; that are off
         self._admission = asyncio.Lock()
         self._arrivals: dict[str, Arrival] = {}
         self._refused: deque[str] = deque(maxlen=REMEMBERED)  # before they were even asked for
@@ -145,6 +150,8 @@ class Incoming:
 
     async def _problems(self, reservation: Reservation) -> list[SternaError]:
         """All that stands in the way; files that a former life of the VM left here are not."""
+        if not self.settings().inbound:
+            return [InboundDisabled(host=self.host)]
         former = self._vms.by_id(reservation.spec.id)
         if (
             former is not None
@@ -222,6 +229,7 @@ class Incoming:
 
     async def _admit(self, reservation: Reservation) -> Arrival:
         """Take name and memory for the VM. Raises what stands in the way."""
+        self._require_turn(reservation)
         for problem in await self._problems(reservation):
             raise problem
         if reservation.operation in self._refused or reservation.operation in self._arrivals:
@@ -239,6 +247,16 @@ class Incoming:
         self._arrivals[reservation.operation] = arrival
         vm.doing, vm.operation = f"moving in from {reservation.source}", reservation.operation
         return arrival
+
+    def _require_turn(self, reservation: Reservation) -> None:
+        """This host's own limit, whatever the source thinks of it. Raises TargetBusy."""
+        settings, live = self.settings(), reservation.live
+        if not settings.inbound:
+            return  # which is said with the other problems; nobody waits for it
+        here = sum(one.live is live for one in self._undecided())
+        free = (settings.live_moves if live else settings.storage_moves) - here
+        if place := self._turns[live].place(reservation.operation, free):
+            raise TargetBusy(waits=slots.waits(here, place, f"to {self.host}"))
 
     def _forget_old(self) -> None:
         decided = [key for key, arrival in self._arrivals.items() if arrival.decided.is_set()]

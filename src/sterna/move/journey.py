@@ -24,13 +24,14 @@ from sterna.errors import (
     MoveUnknown,
     QEMULost,
     SternaError,
+    TargetBusy,
     TargetLost,
     TimedOut,
     VMLost,
 )
 from sterna.model.disk import node_name
 from sterna.model.move import Adjustment, DiskProgress, MemoryProgress, MoveWishes, Phase
-from sterna.model.reservation import GIVEN_UP, ReservationStatus
+from sterna.model.reservation import GIVEN_UP, Reservation, ReservationStatus
 from sterna.model.travel import Travel
 from sterna.model.vm import OwnershipState
 from sterna.move import (
@@ -49,6 +50,7 @@ from sterna.move.limits import Limits, Member
 from sterna.move.peer import Peer
 from sterna.move.relayed import carriage
 from sterna.move.report import Report
+from sterna.move.slots import ASKS_S
 from sterna.move.undo import Undo
 from sterna.move.watch import Watch
 from sterna.operations.runner import Job
@@ -200,8 +202,23 @@ class Move:
             )
             may_follow = self.is_live and self.wishes.on_stall == "postcopy"
             reservation = replace(reservation, postcopy=may_follow)
-            await together(self.carriage.start(), self.peer.reserve(reservation))
+            await together(self.carriage.start(), self._ask_for_room(reservation))
             step.say(f"{self.peer.name} holds the name and room for {vm.name}")
+
+    async def _ask_for_room(self, reservation: Reservation) -> None:
+        """Ask until the target says yes, or no; "busy" is neither."""
+        said = ""
+        while True:
+            try:
+                await self.peer.reserve(reservation)
+            except TargetBusy as error:
+                if error.message != said:
+                    said = error.message
+                    self.job.sample({"waits": said})
+                    self.job.log(said)
+                await asyncio.sleep(ASKS_S)
+            else:
+                return
 
     async def _mark(self) -> None:
         """What is to happen to the files here, and who has the VM: before anything is given away."""

@@ -69,6 +69,11 @@ class Limits:
             self._members.remove(member)
             await self.divide()
 
+    async def change(self, total: int | None) -> None:
+        """Another limit for all, from now on."""
+        self._total = total
+        await self.divide()
+
     async def divide(self, asking: Member | None = None) -> None:
         """Compute all shares; who has another one than before is told."""
         found = shares(self._total, [member.wish for member in self._members])

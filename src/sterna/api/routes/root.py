@@ -12,6 +12,7 @@ from sterna.api.services import Here
 from sterna.api.views import HostView, Root
 from sterna.model.cpu import Baseline
 from sterna.model.host import HostFacts
+from sterna.model.settings import HostSettings, SettingsChanges
 
 API = 1
 EXTENSIONS: tuple[str, ...] = ()  # names of what came after the first release of v1
@@ -31,6 +32,12 @@ async def root(here: Here) -> Response:
 async def host(here: Here) -> Response:
     """The facts of this host, gathered now."""
     return answer(await here.facts())
+
+
+@router.patch("/host/settings", response_model=HostSettings)
+async def settings(changes: SettingsChanges, here: Here) -> Response:
+    """Change what this host does about moves, at once and for good."""
+    return answer(await here.settings.change(changes))
 
 
 @router.get("/baseline", response_model=Baseline)

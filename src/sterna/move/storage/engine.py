@@ -34,6 +34,8 @@ from sterna.model.edge import dump
 from sterna.model.move import Phase, StorageWishes
 from sterna.model.operation import Operation
 from sterna.model.vm import RunState, VMRecord
+from sterna.move.queue import in_turn
+from sterna.move.slots import Slots
 from sterna.move.storage.copy import Copies
 from sterna.move.storage.disks import Switchover
 from sterna.move.storage.facts import gather, making
@@ -62,8 +64,9 @@ class Order:
 class StorageMoves:
     """All moves of disks within this host."""
 
-    def __init__(self, vms: VMs) -> None:
+    def __init__(self, vms: VMs, slots: Slots) -> None:
         self._vms = vms
+        self._slots = slots
 
     async def begin(self, ref: str, wishes: StorageWishes) -> Operation:
         """Check, then start it as an operation.
@@ -77,9 +80,11 @@ class StorageMoves:
 
         async def work(job: Job) -> dict[str, Any]:
             with vm.lease("its disks are moving", job.id):
-                for warning in order.warnings:
-                    job.warn(warning)
-                return await StorageMove(vm, order, job, self._vms).run()
+                async with in_turn(self._slots, job, vm.name, "another pool") as is_late:
+                    now = await self._plan(vm, wishes) if is_late else order
+                    for warning in now.warnings:
+                        job.warn(warning)
+                    return await StorageMove(vm, now, job, self._vms).run()
 
         return self._vms.runner.start(KIND, vm=vm.name, vm_id=vm.id, work=work)
 

@@ -1,0 +1,54 @@
+"""The settings of this host for moves: durable, and followed by whoever acts on them.
+
+Promises: a change that `change` returned from survives a power cut. Until the first change the
+configuration file's values hold. A record that cannot be read is set aside and reported; then the
+file's values hold again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+from sterna.errors import BadSpec
+from sterna.host.store import Damaged, Store
+from sterna.model.settings import HostSettings, SettingsChanges
+
+KEY = "moves"
+Follower = Callable[[HostSettings], Awaitable[None]]
+
+
+class Settings:
+    """What is set now, and its record below `directory`."""
+
+    def __init__(self, directory: Path, initial: HostSettings) -> None:
+        self._store = Store(directory, HostSettings)
+        self._followers: list[Follower] = []
+        self._lock = asyncio.Lock()  # changes are made one after the other, each of the newest
+        records, self.damaged = self._store.load()
+        self.now: HostSettings = records.get(KEY, initial)
+
+    damaged: list[Damaged]
+
+    def follow(self, follower: Follower) -> None:
+        """`follower` is awaited after each change."""
+        self._followers.append(follower)
+
+    async def change(self, changes: SettingsChanges) -> HostSettings:
+        """What holds from now on. Raises BadSpec, StateNotWritten: then nothing has changed."""
+        names = ("inbound", "outbound", "live_moves", "storage_moves", "bandwidth")
+        given = {name: getattr(changes, name) for name in names}
+        async with self._lock:
+            try:
+                new = replace(
+                    self.now, **{name: one for name, one in given.items() if one is not None}
+                )
+            except ValueError as error:
+                raise BadSpec(where="settings", reason=str(error)) from error
+            await self._store.write(KEY, new)
+            self.now = new
+            for follower in self._followers:
+                await follower(new)
+        return new

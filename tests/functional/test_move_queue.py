@@ -1,0 +1,124 @@
+"""Moves beyond the limit of source or target wait for their turn; settings hold, and outlive a daemon."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from checking import Administrator, make, restart
+from moving import wait_until
+from sterna.errors import BadSpec
+
+pytestmark = pytest.mark.functional
+
+SLOW = 64 << 10  # bytes/s: such a move is under way for as long as it is needed
+ORDINARY = {
+    "inbound": True,
+    "outbound": True,
+    "live_moves": 2,
+    "storage_moves": 2,
+    "bandwidth": 0,
+}
+
+
+@pytest.fixture
+def pair(lab):
+    yield lab.hosts
+    for host in lab.hosts:
+        host.client.patch("/v1/host/settings", ORDINARY)
+
+
+def operation(host, one):
+    return host.client.get(f"/v1/operations/{one['id']}")
+
+
+def waits(host, one):
+    now = operation(host, one)
+    return now["progress"].get("waits", "") if now["state"] == "running" else ""
+
+
+def run(host, *names):
+    for name in names:
+        make(host, name)
+        if name == "a":
+            fill(host, name)
+        host.client.post(f"/v1/vms/{name}:start")
+
+
+def fill(host, name):
+    """Its disk, of a VM that is off, so that there is something to carry."""
+    (pool,) = [
+        one["pool"] for one in host.client.get("/v1/pools") if one["pool"]["name"] == "local"
+    ]
+    (image,) = Path(pool["path"]).glob(f"{name}-vda*")
+    subprocess.run(["qemu-io", "-c", "write -P 171 0 16M", "-f", "qcow2", str(image)], check=True)
+
+
+def move(host, name, target, **wishes):
+    return host.client.post(
+        f"/v1/vms/{name}/moves", {"target": target.name, "carrier": "direct", **wishes}
+    )
+
+
+def cancel(host, one):
+    host.client.post(f"/v1/operations/{one['id']}:cancel")
+    wait_until(lambda: operation(host, one)["state"] == "cancelled", "it is cancelled")
+
+
+def test_moves_wait_in_order_for_their_source_and_can_be_cancelled(pair):
+    here, there = pair
+    here.client.patch("/v1/host/settings", {"live_moves": 1})
+    run(here, "a", "b", "c")
+    first = move(here, "a", there, bandwidth=SLOW)
+    second, third = move(here, "b", there), move(here, "c", there)
+    said = f"waits: 1 move is under way on {here.name}, place"
+    wait_until(lambda: waits(here, second) == f"{said} 1", "the second is first in the queue")
+    wait_until(lambda: waits(here, third) == f"{said} 2", "the third comes after it")
+    cancel(here, second)
+    wait_until(lambda: waits(here, third) == f"{said} 1", "the third has moved up")
+    assert operation(here, first)["state"] == "running"
+    restart(here)
+    wait_until(lambda: operation(here, third)["state"] == "failed", "who waited is told so")
+    assert here.client.get("/v1/host")["settings"]["live_moves"] == 1
+    assert [one["state"] for one in here.client.get("/v1/vms")] == ["running"] * 3
+    wait_until(lambda: operation(here, first)["state"] == "failed", "the first was taken back")
+    first, third = move(here, "a", there, bandwidth=SLOW), move(here, "c", there)
+    wait_until(lambda: waits(here, third) == f"{said} 1", "it waits again")
+    cancel(here, first)
+    wait_until(lambda: operation(here, third)["state"] == "succeeded", "its turn has come")
+
+
+def test_a_target_keeps_to_its_own_limit(pair):
+    here, there = pair
+    there.client.patch("/v1/host/settings", {"live_moves": 1})
+    run(here, "a", "b")
+    first = move(here, "a", there, bandwidth=SLOW)
+    wait_until(lambda: operation(here, first)["phase"] == "disks", "the first is under way")
+    second = move(here, "b", there)
+    said = f"waits: 1 move is under way to {there.name}, place 1"
+    wait_until(lambda: waits(here, second) == said, "the target is busy")
+    there.client.patch("/v1/host/settings", {"live_moves": 2})
+    wait_until(lambda: operation(here, second)["state"] == "succeeded", "the limit was raised")
+    cancel(here, first)
+
+
+@pytest.mark.parametrize("identity", ["host.inbound", "host.outbound"])
+def test_who_takes_or_lets_go_none_is_found_mended_and_the_vm_moves(pair, identity):
+    here, there = pair
+    admin, way = Administrator(here), identity.removeprefix("host.")
+    make(here)
+    (there if way == "inbound" else here).client.patch("/v1/host/settings", {way: False})
+    found = admin.finds("tern", there)
+    assert list(found) == [identity]
+    admin.is_refused("tern", there, "moves are off")
+    assert f"{way} on" in admin.run(found[identity]["command"])
+    admin.moves("tern", there)
+
+
+def test_nonsense_is_refused_in_one_sentence(pair):
+    (here, _) = pair
+    with pytest.raises(BadSpec, match="live_moves is 0; it must be between 1 and 64"):
+        here.client.patch("/v1/host/settings", {"live_moves": 0})
+    assert here.client.get("/v1/host")["settings"] == ORDINARY
