@@ -90,6 +90,7 @@ class Move:
         self._opened: ReservationStatus | None = None
         self._is_postcopy = False
         self._limits = limits
+        self._carried_since = 0.0  # monotonic; a deadline counts from then, not while it waited
         self._share: int | None = wishes.bandwidth  # bytes/s that it may use now
         self.carriage = carriage(choice.kind if choice else "direct", vm, vms.config, job.log)
         self.report = Report(
@@ -248,6 +249,7 @@ class Move:
         """Disks, then memory, until the guest is stopped, with a target that answered just now."""
         grace_s, deadline_s = self.vms.config.migration.grace, self.wishes.deadline_s
         watch = Watch(self.peer, self.job.id, grace_s)
+        self._carried_since = clock.monotonic()
         try:
             async with asyncio.timeout(deadline_s), asyncio.TaskGroup() as group:
                 tasks = [group.create_task(watch.run()), group.create_task(self.carriage.run())]
@@ -318,9 +320,8 @@ class Move:
 
     async def _memory(self, undo: Undo) -> None:
         vm = self.vm
-        if vm.process is None:
-            raise AssertionError
-        _, found = await sample.during(vm.process.pid, self._open())
+        pid = vm.process.pid if vm.process is not None else 0  # a QEMU that is gone is told below
+        _, found = await sample.during(pid, self._open())
         self.job.phase = Phase.MEMORY
         wanted = capabilities.SOURCE
         mapping = [
@@ -358,6 +359,7 @@ class Move:
     def _around(self, found: sample.Memory | None) -> memory.Around:
         """What the convergence policy must know beside QEMU's figures."""
         deadline, mirrors = self.wishes.deadline_s, self._mirrors
+        carried_s = clock.monotonic() - self._carried_since
         return memory.Around(
             is_link_down=lambda: self.carriage.is_link_down,
             final_rate=lambda: self.carriage.final_rate,
@@ -365,7 +367,7 @@ class Move:
             disks_ms=lambda: mirrors.drain_ms if mirrors is not None else 0.0,
             say=self.job.log,
             dirty_rate=found.dirty if found is not None else None,
-            deadline_s=None if deadline is None else deadline - self.job.elapsed,
+            deadline_s=None if deadline is None else deadline - carried_s,
             max_downtime_ms=lambda: self.wishes.max_downtime_ms,
         )
 

@@ -45,7 +45,7 @@ class Memory:
 
 
 async def during(pid: int, work: Awaitable[T]) -> tuple[T, Memory | None]:
-    """Look at the memory of the QEMU `pid` before and after `work`. None: it cannot be seen."""
+    """Look at the memory of the QEMU `pid` before and after `work`. None: it cannot be seen, or is gone."""
     ram = _open(pid)
     if ram is None:
         return await work, None
