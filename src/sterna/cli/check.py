@@ -168,7 +168,21 @@ def _show(report: dict[str, Any]) -> None:
         if way["state"] == "open":
             speed = f", {format_size(report['rate'])}/s" if report.get("rate") else ""
             line(f"from {way['local']} to {way['address']}: {way['rtt_ms']:g} ms{speed}")
+    for one in report.get("forecasts") or ():
+        line(_forecast(one, is_chosen=one["kind"] == report["carrier"]))
     line(_sentence(report))
+
+
+def _forecast(one: dict[str, Any], *, is_chosen: bool) -> str:
+    from sterna.units import format_duration, format_size  # noqa: PLC0415 - start-up time
+
+    kind = f"by {one['kind']}{' (chosen)' if is_chosen else ''}"
+    if one["total_s"] is None:
+        return f"{kind}: the guest changes its memory faster than it would be sent"
+    return (
+        f"{kind}: about {format_duration(one['total_s'])}, a pause of "
+        f"{format_duration(one['pause_ms'] / 1000)}, {format_size(one['bytes_wire'])} on the wire"
+    )
 
 
 def _sentence(report: dict[str, Any]) -> str:

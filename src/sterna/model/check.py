@@ -80,6 +80,16 @@ class Way:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CarrierForecast:
+    """What a move by one carrier would be like. None: its rounds would not end."""
+
+    kind: str  # direct or compression
+    total_s: float | None
+    pause_ms: float | None
+    bytes_wire: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MoveReport:
     """All that a check of a move says. The JSON of `POST /v1/vms/{vm}/moves:check`.
 
@@ -100,5 +110,6 @@ class MoveReport:
     places: tuple[Place, ...] = ()
     carrier: str = ""  # of a VM that runs
     carrier_reason: str = ""
+    forecasts: tuple[CarrierForecast, ...] = ()  # of each carrier
     rate: float | None = None  # bytes/s that the migration network carries now, as measured
     ways: tuple[Way, ...] = ()  # that were tried there

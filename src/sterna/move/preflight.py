@@ -16,7 +16,7 @@ from sterna.checks import registry
 from sterna.checks.facts import GuestFacts, LinkFacts, Question
 from sterna.checks.storage import boot_files
 from sterna.errors import PlanOutdated, SternaError
-from sterna.model.check import Check, MoveReport, Place, Severity, outcome
+from sterna.model.check import CarrierForecast, Check, MoveReport, Place, Severity, outcome
 from sterna.model.disk import Volume
 from sterna.model.host import HostFacts
 from sterna.model.move import MoveWishes
@@ -118,6 +118,7 @@ class Preflight:
             places=_places(vm, travel),
             carrier=choice.kind if choice else "",
             carrier_reason=choice.reason if choice else "",
+            forecasts=tuple(_forecast(one) for one in choice.forecasts) if choice else (),
             rate=prepared.question.link.rate,
             ways=prepared.question.link.ways,
         )
@@ -277,6 +278,16 @@ def _choice(vm: VM, q: Question, memory: sample.Memory | None) -> Choice | None:
     # A broken post-copy is mended from QEMU to QEMU.
     wished = "direct" if q.wishes.on_stall == "postcopy" else q.wishes.carrier
     return carriers.choose(wished, measured)
+
+
+def _forecast(one: carriers.Forecast) -> CarrierForecast:
+    ends = one.total_s < carriers.NEVER_S
+    return CarrierForecast(
+        kind=one.kind,
+        total_s=round(one.total_s, 2) if ends else None,
+        pause_ms=round(one.pause_ms, 1) if ends else None,
+        bytes_wire=one.wire if ends else None,
+    )
 
 
 def _sync_s(vm: VM) -> float:
