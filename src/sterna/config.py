@@ -72,6 +72,8 @@ class Migration:
     limit: Size | None = None  # bytes/s that all moves away may use together; None: no limit
     cache: Size = 1 << 30  # bytes of pages that a relay remembers, at most, a move and side
     grace: Annotated[float, Field(ge=1, le=3600)] = 30.0  # seconds that a link may be down
+    # of QEMU's multifd, in direct moves; 0: a single stream; default: by processors and link
+    channels: Annotated[int, Field(ge=0, le=8)] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

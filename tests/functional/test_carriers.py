@@ -279,3 +279,33 @@ def test_auto_measures_the_link_and_says_why(lab):
         lab.shape(Network.MIGRATION, None)
         fast = moved(guest, b, a)
         assert fast["forecasts"]["direct"]["total_s"] < slow["forecasts"]["direct"]["total_s"]
+
+
+def test_memory_goes_over_several_connections_of_qemus_if_both_hosts_want_it(make_lab):
+    lab = make_lab()
+    a, b = lab.hosts
+    for host, wished in ((a, 4), (b, 3)):
+        restart_with(host, f"channels = {wished}")
+
+    def has_all() -> bool:
+        command = ["ss", "-Htn", "state", "established", "dst", b.migration_address]
+        listed = subprocess.run(a.command(command), check=True, capture_output=True, text=True)
+        return len(listed.stdout.splitlines()) >= 4  # three channels, and the main one
+
+    with traveller(lab, BUSY) as guest:
+        for _ in range(2):
+            operation = guest.move(a, b, carrier="direct", bandwidth=SLOW["memory"])
+            wait_until(has_all, "all channels are there")
+            a.client.post(f"/v1/operations/{operation['id']}:cancel")
+            assert guest.ended(a, operation)["state"] == "cancelled"
+            guest.must_run_once_on(a)
+        operation = guest.move(a, b, carrier="direct", bandwidth=SLOW["memory"])
+        wait_until(has_all, "all channels are there")
+        a.client.patch(f"/v1/operations/{operation['id']}", {"bandwidth": "none"})
+        done = guest.ended(a, operation)
+        assert done["state"] == "succeeded", done["error"]
+        guest.must_run_once_on(b)
+        assert guest.ask(b, "verify")["bad"] == 0
+        back = guest.ended(b, guest.move(b, a, carrier="compression"))  # nothing of it is left on
+        assert back["state"] == "succeeded", back["error"]
+        assert guest.ask(a, "verify")["bad"] == 0

@@ -19,6 +19,7 @@ MAX_PORT = 65535
 MAX_FILES = 16384
 MAX_MIRRORS = 256  # QEMU's block jobs of one VM
 MAX_CHANNELS = 64
+MAX_STREAMS = 255  # of QEMU's multifd
 MAX_NVRAM = 64 << 20  # base64
 MAX_GRACE_S = 3600.0
 MAX_LOOKS = 256
@@ -153,9 +154,11 @@ class CarrierOffer:
     encrypted: bool = False  # direct: QEMU's own TLS; a relay's link always is
     certificate: str = ""
     cache_bytes: int = 0  # that the source's relay may remember of pages
+    channels: int = 0  # direct: that QEMU would like to send memory over; 0: a single stream
 
     def __post_init__(self) -> None:
         _within("cache_bytes", self.cache_bytes, 0, MAX_INT)
+        _within("channels", self.channels, 0, MAX_STREAMS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,9 +172,11 @@ class CarrierReady:
     certificate: str = ""  # of the target's relay, PEM
     endpoints: tuple[Endpoint, ...] = ()  # of the link's channels
     cache_bytes: int = 0  # what both relays shall remember at most: the smaller wish
+    channels: int = 0  # direct: that QEMU awaits the memory on, at most as many as were offered
 
     def __post_init__(self) -> None:
         _within("cache_bytes", self.cache_bytes, 0, MAX_INT)
+        _within("channels", self.channels, 0, MAX_STREAMS)
         _at_most("endpoints", self.endpoints, MAX_CHANNELS)
 
 

@@ -272,16 +272,16 @@ class Berth:
     async def listen(self, vm: VM, reservation: Reservation) -> tuple[ReservationStatus, Landing]:
         """Start QEMU; it waits for the memory, and for the disks, where the answer says."""
         launcher = self._vms.launcher
-        ground = landing(vm, reservation, self._vms.config)
+        known = launcher.capabilities.migration_capabilities
+        ground = landing(vm, reservation, self._vms.config, known)
         try:
             await together(launcher.launch(vm, incoming=True), ground.start())
-            wanted = capabilities.TARGET
+            wanted = capabilities.TARGET | ground.capabilities
             mapping = self._bitmaps(reservation)
             if mapping:
                 wanted |= {capabilities.BITMAPS}
             if reservation.postcopy:
                 wanted |= {capabilities.POSTCOPY}
-            known = launcher.capabilities.migration_capabilities
             await vm.qmp.migrate_set_capabilities(
                 dict(capabilities.settings(wanted, known, self.host))
             )

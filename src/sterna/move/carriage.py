@@ -17,6 +17,7 @@ from sterna.config import Config
 from sterna.errors import Failed, QEMULost, QEMUUnsupported, QMPError, SternaError, VMLost
 from sterna.host import inventory
 from sterna.model.reservation import CarrierKind, CarrierOffer, ReservationStatus
+from sterna.move import multifd
 from sterna.qemu.blocks import inet, nbd_node
 from sterna.qemu.nodes import Options
 from sterna.qemu.sockets import sent_bytes
@@ -106,6 +107,11 @@ class Carriage(abc.ABC):
         """The target's end is there. Raises Failed, CarrierFailed."""
 
     @property
+    def capabilities(self) -> frozenset[str]:
+        """What QEMU must switch on for it, beside what every move wants; known from `begin` on."""
+        return frozenset()
+
+    @property
     @abc.abstractmethod
     def uri(self) -> str:
         """Where QEMU shall send the memory to."""
@@ -168,8 +174,9 @@ class Direct(Carriage):
 
     kind: CarrierKind = "direct"
 
-    def __init__(self, vm: VM, host: str, *, is_encrypted: bool) -> None:
+    def __init__(self, vm: VM, host: str, *, is_encrypted: bool, channels: int = 0) -> None:
         self._vm = vm
+        self._wished = channels
         self._host = host
         self._is_encrypted = is_encrypted
         self._opened: ReservationStatus | None = None
@@ -177,10 +184,23 @@ class Direct(Carriage):
 
     @property
     def offer(self) -> CarrierOffer:
-        return CarrierOffer(kind="direct", encrypted=self._is_encrypted)
+        return CarrierOffer(kind="direct", encrypted=self._is_encrypted, channels=self._wished)
+
+    @property
+    def channels(self) -> int:
+        """That both ends have agreed on; 0: a single stream."""
+        ready = self._opened.carrier if self._opened is not None else None
+        return ready.channels if ready is not None else 0
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return multifd.capability(self.channels)
 
     async def begin(self, opened: ReservationStatus) -> None:
         self._opened = opened
+        if self.channels > self._wished:
+            raise Failed(detail=f"the target awaits {self.channels} channels, not {self._wished}")
+        await multifd.prepare(self._vm.qmp, self.channels)
         if not self._is_encrypted:
             await self._vm.qmp.migrate_set_parameters(**{"tls-creds": ""})
             return

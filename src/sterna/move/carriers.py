@@ -60,6 +60,7 @@ class Choice:
     kind: CarrierKind
     reason: str
     forecasts: tuple[Forecast, ...] = ()
+    link: float | None = None  # bytes/s that were measured
 
     @property
     def forecast(self) -> Forecast | None:
@@ -77,11 +78,14 @@ def choose(wished: Carrier, measured: Measured) -> Choice:
         )
     forecasts = direct, relayed = _direct(measured), _relayed(measured)
     if wished != "auto":
-        return Choice(kind=wished, reason="it was asked for", forecasts=forecasts)
+        return Choice(
+            kind=wished, reason="it was asked for", forecasts=forecasts, link=measured.link
+        )
     best, other = (
         (relayed, direct) if relayed.total_s < direct.total_s * MARGIN else (direct, relayed)
     )
-    return Choice(kind=best.kind, reason=_reason(measured, best, other), forecasts=forecasts)
+    reason = _reason(measured, best, other)
+    return Choice(kind=best.kind, reason=reason, forecasts=forecasts, link=measured.link)
 
 
 def _reason(measured: Measured, best: Forecast, other: Forecast) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -39,6 +40,7 @@ from sterna.move import (
     files,
     handover,
     memory,
+    multifd,
     offer,
     postcopy,
     sample,
@@ -92,9 +94,22 @@ class Move:
         self._limits = limits
         self._carried_since = 0.0  # monotonic; a deadline counts from then, not while it waited
         self._share: int | None = wishes.bandwidth  # bytes/s that it may use now
-        self.carriage = carriage(choice.kind if choice else "direct", vm, vms.config, job.log)
+        kind = choice.kind if choice else "direct"
+        self.carriage = carriage(kind, vm, vms.config, job.log, self._channels(choice))
         self.report = Report(
             source=vms.config.name, target=peer.name, is_live=self.is_live, choice=choice
+        )
+
+    def _channels(self, choice: Choice | None) -> int:
+        """Connections that QEMU would like if it sends the memory by itself."""
+        if choice is None or self.wishes.on_stall == "postcopy":
+            return 0
+        return multifd.offered(
+            self.vms.config.migration.channels,
+            self.vms.launcher.capabilities.migration_capabilities,
+            cpus=os.cpu_count() or 1,
+            link=choice.link,
+            limit=self.wishes.bandwidth,
         )
 
     async def run(self) -> dict[str, Any]:
@@ -323,7 +338,7 @@ class Move:
         pid = vm.process.pid if vm.process is not None else 0  # a QEMU that is gone is told below
         _, found = await sample.during(pid, self._open())
         self.job.phase = Phase.MEMORY
-        wanted = capabilities.SOURCE
+        wanted = capabilities.SOURCE | self.carriage.capabilities
         mapping = [
             capabilities.bitmap_mapping(
                 node_name(mirror.disk.pool, mirror.disk.volume), mirror.disk.name, names

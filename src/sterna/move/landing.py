@@ -9,7 +9,9 @@ from __future__ import annotations
 import abc
 import asyncio
 import logging
+import os
 import secrets
+from collections.abc import Collection
 
 from sterna.carrier.control import MEMORY, Event, Role, Start
 from sterna.carrier.process import Relay
@@ -17,6 +19,7 @@ from sterna.config import Config
 from sterna.errors import Failed
 from sterna.model.reservation import CarrierReady, Endpoint, Reservation, ReservationStatus
 from sterna.model.vm import OwnershipState
+from sterna.move import multifd
 from sterna.move.carriage import DISKS, IN_KEY, cache_bytes, forget_key, use_key
 from sterna.qemu.sockets import listening_ports
 from sterna.security import pair
@@ -39,6 +42,11 @@ class Landing(abc.ABC):
 
     async def start(self) -> None:  # noqa: B027 - not all have anything to start
         """What may begin beside QEMU. Raises CarrierFailed."""
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What QEMU must switch on for it, beside what every target wants."""
+        return frozenset()
 
     @abc.abstractmethod
     async def prepare(self) -> None:
@@ -70,8 +78,11 @@ class Landing(abc.ABC):
 class DirectLanding(Landing):
     """QEMU listens on the network itself."""
 
-    def __init__(self, vm: VM, reservation: Reservation, settings: Config) -> None:
+    def __init__(
+        self, vm: VM, reservation: Reservation, settings: Config, channels: int = 0
+    ) -> None:
         super().__init__(vm, reservation, settings)
+        self._channels = channels
         self._key = secrets.token_hex(KEY_BYTES) if reservation.carrier.encrypted else ""
         self._nbd_port = 0
 
@@ -79,7 +90,12 @@ class DirectLanding(Landing):
     def _credentials(self) -> str:
         return IN_KEY if self._key else ""
 
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return multifd.capability(self._channels)
+
     async def prepare(self) -> None:
+        await multifd.prepare(self.vm.qmp, self._channels)
         if self._key:
             await use_key(self.vm, IN_KEY, self._key, self.settings.name)
 
@@ -105,7 +121,7 @@ class DirectLanding(Landing):
             address=address,
             port=info.socket_port,
             nbd_port=self._nbd_port,
-            carrier=CarrierReady(kind="direct", key=self._key),
+            carrier=CarrierReady(kind="direct", key=self._key, channels=self._channels),
         )
 
     async def end(self) -> None:
@@ -187,7 +203,11 @@ def remove_words(settings: Config) -> None:
         words.unlink(missing_ok=True)
 
 
-def landing(vm: VM, reservation: Reservation, settings: Config) -> Landing:
-    """For the carrier that the source has chosen."""
-    kind = RelayedLanding if reservation.carrier.kind == "compression" else DirectLanding
-    return kind(vm, reservation, settings)
+def landing(vm: VM, reservation: Reservation, settings: Config, known: Collection[str]) -> Landing:
+    """For the carrier that the source has chosen. `known`: migration capabilities of QEMU here."""
+    if reservation.carrier.kind == "compression":
+        return RelayedLanding(vm, reservation, settings)
+    offer = 0 if reservation.postcopy else reservation.carrier.channels
+    wished, cpus = settings.migration.channels, os.cpu_count() or 1
+    channels = multifd.accepted(offer, wished, known, cpus=cpus)
+    return DirectLanding(vm, reservation, settings, channels)

@@ -238,9 +238,16 @@ def _since(moment: float) -> float:
 
 
 def carriage(
-    kind: CarrierKind, vm: VM, settings: Config, say: Callable[[str, str], None]
+    kind: CarrierKind,
+    vm: VM,
+    settings: Config,
+    say: Callable[[str, str], None],
+    channels: int = 0,
 ) -> Carriage:
-    """The path of a move by that carrier; `say` writes to the operation's log."""
+    """The path of a move by that carrier; `say` writes to the operation's log. `channels`: that QEMU
+    would like if it sends by itself.
+    """
     if kind == "compression":
         return Relayed(vm, settings, say)
-    return Direct(vm, settings.name, is_encrypted=settings.migration.encryption == "required")
+    is_encrypted = settings.migration.encryption == "required"
+    return Direct(vm, settings.name, is_encrypted=is_encrypted, channels=channels)
