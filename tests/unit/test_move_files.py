@@ -435,7 +435,7 @@ async def test_a_cancelled_copy_leaves_no_thread_and_no_open_file(tmp_path):
     await ends.begin()
     disk = ends.make("disk", rubble(20 * CHUNK))
     ends.reserve(disk)
-    sending = asyncio.create_task(ends.send(disk, bandwidth=CHUNK))
+    sending = asyncio.create_task(ends.send(disk, pacer=files.Pacer(CHUNK)))
     await asyncio.sleep(0)
     sending.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -622,17 +622,22 @@ async def test_an_id_may_have_whatever_ids_may_have(tmp_path):
 
 
 @in_loop
-async def test_bandwidth_is_kept(monkeypatch):
-    slept = []
-
-    async def sleep(seconds):
-        slept.append(seconds)
-
-    monkeypatch.setattr(files.asyncio, "sleep", sleep)
-    monkeypatch.setattr(files.clock, "monotonic", lambda: 100.0)
-    pacer = files.Pacer(1000)
+async def test_bandwidth_is_kept_and_follows_a_change():
+    pacer = files.Pacer(1 << 20)
+    began = time.monotonic()
     for _ in range(4):
-        await pacer.wait(500)
-    assert slept == [0.5, 1.0, 1.5, 2.0]
-    await files.Pacer(None).wait(1 << 40)
-    assert len(slept) == 4
+        await pacer.wait(50 << 10)
+    assert time.monotonic() - began >= 200 / 1024
+    slow = asyncio.ensure_future(pacer.wait(100 << 20))  # would take 100 s
+    await asyncio.sleep(0)
+    pacer.change(1 << 30)
+    async with asyncio.timeout(10):
+        await slow
+    pacer.change(1 << 10)
+    slow = asyncio.ensure_future(pacer.wait(1 << 20))
+    await asyncio.sleep(0.05)
+    assert not slow.done()
+    pacer.change(None)
+    async with asyncio.timeout(10):
+        await slow
+        await pacer.wait(1 << 40)

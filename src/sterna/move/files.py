@@ -10,6 +10,7 @@ waited for.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -100,19 +101,35 @@ def sendings(travel: Travel, record: VMRecord, pools: Pools) -> list[Sending]:
 
 
 class Pacer:
-    """No more than `rate` bytes/s on average; None: as fast as it goes."""
+    """No more than a rate in bytes/s on average, which may change; None: as fast as it goes."""
 
-    def __init__(self, rate: int | None) -> None:
+    def __init__(self, rate: int | None = None) -> None:
         self._rate = rate
-        self._due = clock.monotonic()
+        self._allowed = 0.0  # bytes until `_since`, as the rates were
+        self._since = clock.monotonic()
+        self._promised = 0.0
+        self._changed = asyncio.Event()
+
+    def change(self, rate: int | None) -> None:
+        """From now on; who waits waits shorter or longer."""
+        self._allowed, self._since = self._allowed_now(), clock.monotonic()
+        self._rate = rate
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def wait(self, size: int) -> None:
         """Until `size` more bytes may go."""
+        self._promised = goal = max(self._promised, self._allowed_now()) + size
+        while self._rate is not None and (left := goal - self._allowed_now()) > 0:
+            changed = self._changed
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left / self._rate):
+                    await changed.wait()
+
+    def _allowed_now(self) -> float:
         if self._rate is None:
-            return
-        now = clock.monotonic()
-        self._due = max(now, self._due) + size / self._rate
-        await asyncio.sleep(self._due - now)
+            return max(self._allowed, self._promised)
+        return self._allowed + self._rate * (clock.monotonic() - self._since)
 
 
 async def send(  # noqa: PLR0913 - what, where to, how
@@ -121,7 +138,7 @@ async def send(  # noqa: PLR0913 - what, where to, how
     operation: str,
     *,
     host: str,
-    bandwidth: int | None = None,
+    pacer: Pacer | None = None,
     report: Callable[[DiskProgress], None] = lambda _: None,
 ) -> Sent:
     """Bring all `files` to `peer`, templates first; what that took.
@@ -134,7 +151,7 @@ async def send(  # noqa: PLR0913 - what, where to, how
     threads = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="send")
     try:
         meter = _Meter(files, Sent(), report)
-        sender = _Sender(_Line(peer, operation, Pacer(bandwidth)), meter, host, threads)
+        sender = _Sender(_Line(peer, operation, pacer or Pacer()), meter, host, threads)
         for are_bases in (True, False):
             await _all(sender.send(file) for file in files if file.is_base is are_bases)
         await sender.require_unchanged()

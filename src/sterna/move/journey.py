@@ -94,6 +94,7 @@ class Move:
         self._limits = limits
         self._carried_since = 0.0  # monotonic; a deadline counts from then, not while it waited
         self._share: int | None = wishes.bandwidth  # bytes/s that it may use now
+        self._pacer = files.Pacer(self._share)
         kind = choice.kind if choice else "direct"
         self.carriage = carriage(kind, vm, vms.config, job.log, self._channels(choice))
         self.report = Report(
@@ -137,6 +138,7 @@ class Move:
     async def _limit(self, share: int | None) -> None:
         """From now on it may use so many bytes/s of the wire."""
         self._share = share
+        self._pacer.change(share)
         await self.carriage.limit(share)
         if self._mirrors is not None and not self.carriage.limits_itself:
             await self._mirrors.limit(share)
@@ -298,7 +300,7 @@ class Move:
             self.peer,
             self.job.id,
             host=self.vms.config.name,
-            bandwidth=self.wishes.bandwidth,
+            pacer=self._pacer,
             report=self._disk_progress,
         )
         self.report.sent(sent.wire, sent.present)
