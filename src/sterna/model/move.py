@@ -87,7 +87,7 @@ class MoveWishes:
     networks: dict[str, str] = field(default_factory=dict)  # NIC -> switch of the target
     flatten: bool = False  # the target gets each disk as one image, without what it rests on
     keep_source: bool = False  # the source's files stay, under another name, for `keep_days`
-    keep_days: float = DEFAULT_KEEP_DAYS
+    keep_days: float | None = None  # DEFAULT_KEEP_DAYS
     parallel_disks: int = DEFAULT_PARALLEL_DISKS
     disk_copy: DiskCopy = "auto"  # of a VM that runs
     carrier: Carrier = "auto"  # of a VM that runs
@@ -102,7 +102,8 @@ class MoveWishes:
                 "on_stall postcopy goes with the carrier direct only: a relay cannot mend a "
                 "post-copy whose connection has broken"
             )
-        _require_limits(self.parallel_disks, self.keep_days)
+        _require_limits(self.parallel_disks)
+        _require_keeping(self.keep_source, self.keep_days)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,13 +139,14 @@ class StorageWishes:
     bandwidth: Size | None = None  # bytes/s; None: as fast as the storage goes
     flatten: bool = False
     keep_source: bool = False
-    keep_days: float = DEFAULT_KEEP_DAYS
+    keep_days: float | None = None  # DEFAULT_KEEP_DAYS
     parallel_disks: int = DEFAULT_PARALLEL_DISKS
 
     def __post_init__(self) -> None:
         if not self.pool and not any(wish.pool or wish.format for wish in self.disks.values()):
             raise ValueError("name a pool, or where at least one disk shall go")
-        _require_limits(self.parallel_disks, self.keep_days)
+        _require_limits(self.parallel_disks)
+        _require_keeping(self.keep_source, self.keep_days)
 
 
 def _require_downtime(ms: int) -> None:
@@ -152,10 +154,17 @@ def _require_downtime(ms: int) -> None:
         raise ValueError(f"max_downtime_ms is {ms}; it must be between 1 and 2000000")
 
 
-def _require_limits(parallel_disks: int, keep_days: float) -> None:
+def _require_keeping(keep_source: bool, keep_days: float | None) -> None:
+    if keep_days is None:
+        return
+    if not keep_source:
+        raise ValueError(f"keep_days is {keep_days}, but nothing is kept; set keep_source as well")
+    _require_seconds("keep_days", keep_days, LONGEST_DAYS)
+
+
+def _require_limits(parallel_disks: int) -> None:
     if not 1 <= parallel_disks <= 64:
         raise ValueError(f"parallel_disks is {parallel_disks}; it must be between 1 and 64")
-    _require_seconds("keep_days", keep_days, LONGEST_DAYS)
 
 
 def _require_seconds(what: str, value: float, most: float) -> None:

@@ -31,7 +31,14 @@ from sterna.errors import (
     VMLost,
 )
 from sterna.model.disk import node_name
-from sterna.model.move import Adjustment, DiskProgress, MemoryProgress, MoveWishes, Phase
+from sterna.model.move import (
+    DEFAULT_KEEP_DAYS,
+    Adjustment,
+    DiskProgress,
+    MemoryProgress,
+    MoveWishes,
+    Phase,
+)
 from sterna.model.reservation import GIVEN_UP, Reservation, ReservationStatus
 from sterna.model.travel import Travel
 from sterna.model.vm import OwnershipState
@@ -243,7 +250,11 @@ class Move:
         if self.wishes.keep_source:
             label = f"copy that a move to {self.peer.name} left"
             await self.vms.kept.intend(
-                self.vm.name, self.vm.id, self.travel.leaving, label, self.wishes.keep_days
+                self.vm.name,
+                self.vm.id,
+                self.travel.leaving,
+                label,
+                self.wishes.keep_days or DEFAULT_KEEP_DAYS,
             )
         await self.vm.write(moving=self.job.id, departing=self.travel.leaving)
 

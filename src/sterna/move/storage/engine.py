@@ -31,7 +31,7 @@ from sterna.errors import (
 )
 from sterna.model.check import Severity
 from sterna.model.edge import dump
-from sterna.model.move import Phase, StorageWishes
+from sterna.model.move import DEFAULT_KEEP_DAYS, Phase, StorageWishes
 from sterna.model.operation import Operation
 from sterna.model.vm import RunState, VMRecord
 from sterna.move.queue import in_turn
@@ -262,7 +262,11 @@ class StorageMove:
         if self.wishes.keep_source:
             label = f"disks moved to {_list(one.there.pool for one in self.plan.relocations)}"
             await self.vms.kept.intend(
-                self.vm.name, self.vm.id, self.plan.leaving, label, self.wishes.keep_days
+                self.vm.name,
+                self.vm.id,
+                self.plan.leaving,
+                label,
+                self.wishes.keep_days or DEFAULT_KEEP_DAYS,
             )
 
     async def _tidy(self) -> None:
