@@ -38,7 +38,7 @@ def test_the_guest_goes_there_and_back_and_the_last_line_tells_it(lab_name: str)
         assert move["memory_pages_good"] == 25600
         assert 0 < move["felt_ms"] < 60_000
         assert move["rounds"] >= 1
-        assert move["bytes_wire"] > 100 << 20  # the 100 MB it dirties, at least once
+        assert move["bytes_wire"] > 10 << 20  # of the 100 MB that it dirties, compressed or not
     assert leftovers(lab_name) == []
 
 
