@@ -2,8 +2,10 @@
 
 import os
 import secrets
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -38,14 +40,16 @@ def make_lab() -> Iterator[MakeLab]:
 
 
 class Keeper:
-    """Keeps one lab of two hosts for many tests. One that cannot be made clean again is replaced."""
+    """Keeps one lab of two hosts for many tests. One that is not as it was new is replaced."""
 
     def __init__(self) -> None:
         self._lab: Lab | None = None
+        self._new: dict[str, object] = {}
 
     def lab(self) -> Lab:
         if self._lab is None:
             self._lab = up(_wanted(name=_new_name()))
+            self._new = _look(self._lab)
         return self._lab
 
     def clean(self) -> None:
@@ -54,6 +58,7 @@ class Keeper:
         try:
             if lab is not None:
                 _clean(lab)
+                assert _look(lab) == self._new
         except (SternaError, AssertionError):
             self.close()
 
@@ -96,7 +101,7 @@ def _clean(lab: Lab) -> None:
     for network in (Network.MANAGEMENT, Network.MIGRATION):
         lab.shape(network, None)
     for host in lab.hosts:
-        for network in Network:
+        for network in lab.links.networks:
             lab.restore(host.name, network)
         host.start()
     for host in lab.hosts:
@@ -108,6 +113,28 @@ def _clean(lab: Lab) -> None:
     inodes = {netns.inode(netns.name(lab.name, role)) for role in (CLIENT, *lab.record.hosts)}
     strays = [p for p in processes.in_namespaces({i for i in inodes if i}) if p not in daemons]
     assert processes.end(strays, 2.0) == []
+
+
+def _look(lab: Lab) -> dict[str, object]:
+    """What a test may leave behind beside VMs: what each host is told, its interfaces, its files."""
+    seen: dict[str, object] = {"shared": _files(lab.folder / "shared")}
+    for host in lab.hosts:
+        state = host.folder / "state"
+        records = [host.config, *_files(state, "switches", "pools", "settings", "kept", "ports")]
+        links = subprocess.run(
+            host.command(["ip", "-brief", "address"]), capture_output=True, text=True, check=True
+        )
+        seen[host.name] = (
+            {path: path.read_bytes() for path in records},
+            sorted(links.stdout.splitlines()),
+            _files(host.folder / "pool"),
+        )
+    return seen
+
+
+def _files(folder: Path, *below: str) -> list[Path]:
+    folders = [folder / name for name in below] or [folder]
+    return sorted(path for one in folders for path in one.rglob("*") if not path.is_dir())
 
 
 def _remove_vms(host: Host) -> None:
