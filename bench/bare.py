@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
-from sterna.host.network import Network, tap_name
+from sterna.host.network import Network
+from sterna.host.taps import tap_name
 from sterna.lab.hosts import Host
 from sterna.lab.lab import Lab
 from sterna.model import edge

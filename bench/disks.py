@@ -30,7 +30,7 @@ import figures
 import images
 import libvirt
 from cpu import Cost
-from sterna.host.network import bridge_name
+from sterna.host.bridges import bridge_name
 from sterna.lab import record
 from sterna.lab.console import GuestConsole
 from sterna.lab.guest import wire

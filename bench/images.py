@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sterna.lab.hosts import Host
@@ -145,7 +145,7 @@ def _wait_ready(host: Host, url: str) -> None:
         time.sleep(0.1)
 
 
-def _run(argv: list[str | Path]) -> str:
+def _run(argv: Sequence[str | Path]) -> str:
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, argv))}: {done.stderr.strip()}")

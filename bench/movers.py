@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import bare
 import libvirt
-from sterna.host.network import bridge_name
+from sterna.host.bridges import bridge_name
 from sterna.lab.hosts import Host
 from sterna.lab.lab import Lab
 from sterna.lab.vm import spec
