@@ -29,7 +29,7 @@ demo: setup ## two hosts on this machine, and a running VM that moves there and 
 	$(ROOT) $(BIN)/sterna lab demo
 
 test: setup-dev lint ## everything that must pass before a change goes in (minutes)
-	$(ROOT_PYTEST) -m "not long" tests/unit tests/golden tests/ui tests/functional tests/faults
+	$(ROOT_PYTEST) -m "not long" --durations=15 tests/unit tests/golden tests/ui tests/functional tests/faults
 
 lint: setup-dev ## style, types and layers
 	$(BIN)/ruff check --no-cache
