@@ -6,19 +6,29 @@ import os
 import signal
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from moving import Load, Traveller, traveller, wait_until
-from sterna.lab import demo
-from sterna.lab.hosts import Host
+from sterna.lab import demo, netns, processes
+from sterna.lab.hosts import GRACE_S, Host
 from sterna.lab.links import Network
+from sterna.lab.processes import Process
 from sterna.qemu.sockets import cut_connections
 
 pytestmark = [pytest.mark.functional, pytest.mark.timeout(300)]
 LONG = pytest.mark.long  # a minute each: make postcopy runs them all
 
-BUSY = Load(memory_mb_s=400, memory_mb=150)  # all of it, again and again, faster than any link here
+# All of it, again and again, faster than any link here; noise, which a relay cannot make smaller.
+BUSY = {
+    "direct": Load(memory_mb_s=400, memory_mb=150),
+    "compression": Load(memory_mb_s=100, memory_mb=100, pattern="random"),
+}
+BOTH = pytest.mark.parametrize("carrier", [*BUSY])
+SELDOM_DIRECT = pytest.mark.parametrize(
+    "carrier", [pytest.param("direct", marks=LONG), "compression"]
+)
 SLOW = "100mbit"  # the rest takes more than ten seconds: time to break something
 
 
@@ -28,9 +38,9 @@ def slow(lab):
     return lab
 
 
-def begin(guest: Traveller, a: Host, b: Host) -> dict[str, object]:
+def begin(guest: Traveller, a: Host, b: Host, carrier: str = "direct") -> dict[str, object]:
     """A move that is in post-copy when this returns: the guest runs on `b`."""
-    operation = guest.move(a, b, on_stall="postcopy")
+    operation = guest.move(a, b, on_stall="postcopy", carrier=carrier)
     wait_until(lambda: guest.phase_of(a, operation) == "postcopy", "post-copy", 120)
     return operation
 
@@ -40,14 +50,16 @@ def qemu_of(guest: Traveller, host: Host) -> int:
     return pid
 
 
-def test_a_guest_that_never_converges_goes_on_elsewhere_and_its_memory_follows(slow):
+@BOTH
+def test_a_guest_that_never_converges_goes_on_elsewhere_and_its_memory_follows(slow, carrier):
     a, b = slow.hosts
-    with traveller(slow, BUSY) as guest:
+    with traveller(slow, BUSY[carrier]) as guest:
         began = time.time_ns()
-        operation = begin(guest, a, b)
+        operation = begin(guest, a, b, carrier)
         assert b.client.get("/v1/vms/tern")["state"] == "running"
         done = guest.ended(a, operation)
         assert done["state"] == "succeeded", done
+        assert done["result"]["carrier"] == carrier
         felt = guest.witness.felt(began)
         print(done["result"], felt)
         assert [step["name"] for step in done["steps"]] == [
@@ -65,10 +77,11 @@ def test_a_guest_that_never_converges_goes_on_elsewhere_and_its_memory_follows(s
         guest.must_run_once_on(a)
 
 
-def test_a_link_that_is_cut_for_ten_seconds_ends_nothing(slow):
+@SELDOM_DIRECT
+def test_a_link_that_is_cut_for_ten_seconds_ends_nothing(slow, carrier):
     a, b = slow.hosts
-    with traveller(slow, BUSY) as guest:
-        operation = begin(guest, a, b)
+    with traveller(slow, BUSY[carrier]) as guest:
+        operation = begin(guest, a, b, carrier)
         slow.cut(a.name, Network.MIGRATION)
         slow.cut(a.name, Network.MANAGEMENT)
         time.sleep(10)  # the fault, not a wait
@@ -79,9 +92,33 @@ def test_a_link_that_is_cut_for_ten_seconds_ends_nothing(slow):
 
 
 @LONG
+def test_a_link_of_relays_that_is_cut_for_longer_than_their_hosts_wait_ends_nothing(slow):
+    a, b = slow.hosts
+    with traveller(slow, BUSY["compression"]) as guest:
+        operation = begin(guest, a, b, "compression")
+        slow.cut(a.name, Network.MIGRATION)
+        time.sleep(2 * GRACE_S)  # the fault, not a wait
+        slow.restore(a.name, Network.MIGRATION)
+        assert guest.ended(a, operation)["state"] == "succeeded"
+        guest.must_run_once_on(b)
+
+
+@pytest.mark.parametrize("side", ["source", pytest.param("target", marks=LONG)])
+def test_a_relay_that_ends_is_done_without(slow, side):
+    a, b = slow.hosts
+    with traveller(slow, BUSY["compression"]) as guest:
+        operation = begin(guest, a, b, "compression")
+        (relay,) = relays(a if side == "source" else b)
+        assert relay.signal(signal.SIGKILL)
+        wait_until(partial(is_logged, a, operation, "made anew", 1), "a new connection")
+        assert guest.ended(a, operation)["state"] == "succeeded"
+        guest.must_run_once_on(b)
+
+
+@LONG
 def test_a_connection_that_breaks_is_made_anew_as_often_as_it_takes(slow):
     a, b = slow.hosts
-    with traveller(slow, BUSY) as guest:
+    with traveller(slow, BUSY["direct"]) as guest:
         operation = begin(guest, a, b)
         for number in range(2):
             mended = partial(is_logged, a, operation, "made anew", number + 1)
@@ -94,11 +131,12 @@ def test_a_connection_that_breaks_is_made_anew_as_often_as_it_takes(slow):
 @pytest.mark.parametrize(
     "side", [pytest.param("source", marks=LONG), pytest.param("target", marks=LONG), "both"]
 )
-def test_daemons_that_die_are_followed_by_ones_that_take_it_up(slow, side):
+@SELDOM_DIRECT
+def test_daemons_that_die_are_followed_by_ones_that_take_it_up(slow, side, carrier):
     a, b = slow.hosts
     victims = {"source": [a], "target": [b], "both": [a, b]}[side]
-    with traveller(slow, BUSY) as guest:
-        operation = begin(guest, a, b)
+    with traveller(slow, BUSY[carrier]) as guest:
+        operation = begin(guest, a, b, carrier)
         for host in victims:
             host.kill()
         for host in victims:
@@ -107,13 +145,16 @@ def test_daemons_that_die_are_followed_by_ones_that_take_it_up(slow, side):
         assert guest.ended(a, operation)["state"] == "succeeded"
         guest.must_run_once_on(b)
         assert guest.ended(b, operation)["state"] == "succeeded"
+        for host in (a, b):
+            wait_until(partial(has_no_relay, host), "its relay has ended")
 
 
 @LONG
-def test_a_daemon_that_is_stopped_leaves_it_to_the_next_one(slow):
+@BOTH
+def test_a_daemon_that_is_stopped_leaves_it_to_the_next_one(slow, carrier):
     a, b = slow.hosts
-    with traveller(slow, BUSY) as guest:
-        operation = begin(guest, a, b)
+    with traveller(slow, BUSY[carrier]) as guest:
+        operation = begin(guest, a, b, carrier)
         a.stop()
         a.start()
         a.wait_ready()
@@ -126,7 +167,7 @@ def test_memory_that_is_lost_leaves_the_vm_off_on_the_target_and_it_boots_from_i
     slow, side
 ):
     a, b = slow.hosts
-    with traveller(slow, BUSY) as guest:
+    with traveller(slow, BUSY["direct"]) as guest:
         operation = begin(guest, a, b)
         os.kill(qemu_of(guest, a if side == "source" else b), signal.SIGKILL)
         done = guest.ended(a, operation)
@@ -144,7 +185,7 @@ def test_memory_that_is_lost_leaves_the_vm_off_on_the_target_and_it_boots_from_i
 @LONG
 def test_a_user_may_give_up_what_never_comes(slow):
     a, b = slow.hosts
-    with traveller(slow, BUSY) as guest:
+    with traveller(slow, BUSY["direct"]) as guest:
         operation = begin(guest, a, b)
         a.kill()
         os.kill(qemu_of(guest, a), signal.SIGKILL)
@@ -155,6 +196,20 @@ def test_a_user_may_give_up_what_never_comes(slow):
         a.wait_ready()
         assert guest.ended(a, operation)["state"] == "partial"
         assert a.client.get("/v1/vms") == []
+
+
+def relays(host: Host) -> list[Process]:
+    inside = netns.inode(host.netns)
+    assert inside is not None
+    return [
+        process
+        for process in processes.in_namespaces({inside})
+        if b"sterna.carrier.relay" in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    ]
+
+
+def has_no_relay(host: Host) -> bool:
+    return relays(host) == []
 
 
 def is_logged(host: Host, operation: dict[str, object], words: str, times: int) -> bool:

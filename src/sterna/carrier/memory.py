@@ -36,6 +36,7 @@ WRITE_BYTES = 2 << 20  # that the target's QEMU may have before it: it loads whi
 AHEAD_S = 0.1  # of the target's work that is under way, beside the round trip
 MIN_AHEAD = 6 << 20  # bytes: a few batches, or the stages wait for each other
 MAX_AHEAD = 256 << 20
+HURRIED_S, HURRIED = 0.02, 1 << 20  # both, while a guest waits for single pages: they come after
 MIN_LEVEL, FIRST_LEVEL, MAX_LEVEL = -1, 1, 3  # zstd's; lower ones save processors
 _SPARE = 0.25  # share of the packing threads' time, with less a higher level costs nothing
 _STREAMING = 64 << 10  # bytes since the last flush: there will be more in a moment
@@ -105,6 +106,7 @@ class MemorySource(Pump):
         self._progress = threading.Condition()
         self._applied = 0
         self._allowed = MIN_AHEAD
+        self._is_hurried = False
         self._is_free = False  # nobody will tell any more how far the target is
         self._rate = _Rate()
         self._shares = _Shares(
@@ -142,13 +144,18 @@ class MemorySource(Pump):
             encoded=dict(codec.encoded),
         )
 
+    def hurry(self) -> None:
+        """Post-copy: what is under way is in the way of a page that the guest waits for."""
+        self._is_hurried = True
+
     def tick(self, rtt_s: float, *, is_limited: bool) -> None:
         """Some times a second: judge who waits for whom, and act on it."""
         now = monotonic()
         self._rate.tick(now, self._applied)
-        ahead = int(self._rate.rate * (rtt_s + AHEAD_S))
+        more_s, least = (HURRIED_S, HURRIED) if self._is_hurried else (AHEAD_S, MIN_AHEAD)
+        ahead = int(self._rate.rate * (rtt_s + more_s))
         with self._progress:
-            self._allowed = min(max(ahead, MIN_AHEAD), MAX_AHEAD)
+            self._allowed = min(max(ahead, least), MAX_AHEAD)
             self._progress.notify_all()
         quiet, held, sending, full, packing = self._shares.look(now)
         if quiet > 1 - 0.01:
@@ -283,6 +290,9 @@ class MemoryTarget(Pump):
             packed_bytes=self.counts.wire_in,
             rate=self._rate.rate,
         )
+
+    def hurry(self) -> None:
+        """The source does."""
 
     def tick(self, rtt_s: float, *, is_limited: bool) -> None:  # noqa: ARG002 - as the source's
         now = monotonic()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import select
 import socket
 import threading
 from collections.abc import Callable
@@ -62,6 +63,16 @@ class Pump:
         self._read_all = threading.Event()  # QEMU will say no more, and the stream knows
         self._lock = threading.Lock()
         self._live = 0
+
+    @property
+    def is_deserted(self) -> bool:
+        """Whether QEMU has gone, even if nobody here can read on and see it."""
+        poll = select.poll()
+        try:
+            poll.register(self.sock, 0)
+        except (OSError, ValueError):  # closed by its last thread just now
+            return True
+        return bool(poll.poll(0))
 
     def start(self) -> None:
         works = self.works()

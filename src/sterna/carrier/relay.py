@@ -99,7 +99,11 @@ class Relay:
             self._speak()
 
     def _require_use(self) -> None:
+        """Orphans go with their last stream; if the link is away, as soon as QEMU has gone."""
         if self._services is None or not self._services.live:
+            raise Ended("")
+        seen = self._link.stats() if self._link is not None else None
+        if self._services.is_deserted and (seen is None or seen.down_since is not None):
             raise Ended("")
 
     # ---- from the daemon
@@ -136,6 +140,8 @@ class Relay:
                 self._grace_s = seconds
                 if self._link is not None:
                     self._link.set_grace(seconds)
+                if seconds is None and self._services is not None:
+                    self._services.hurry()
             case control.Stop():
                 raise Ended("")
             case _:

@@ -91,6 +91,16 @@ class Services:
         """Connections."""
         return len(self._live)
 
+    @property
+    def is_deserted(self) -> bool:
+        """Whether QEMU has closed all its connections."""
+        return all(pump.is_deserted for pump in list(self._live))
+
+    def hurry(self) -> None:
+        """A guest waits for single pages of what goes through `memory`: post-copy."""
+        if self._memory is not None:
+            self._memory.hurry()
+
     def tick(self, rtt_s: float, *, is_limited: bool) -> None:
         if self._memory is not None:
             self._memory.tick(rtt_s, is_limited=is_limited)

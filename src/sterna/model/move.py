@@ -97,11 +97,6 @@ class MoveWishes:
         _require_downtime(self.max_downtime_ms)
         if self.deadline_s is not None:
             _require_seconds("deadline_s", self.deadline_s, LONGEST_DEADLINE_S)
-        if self.on_stall == "postcopy" and self.carrier == "compression":
-            raise ValueError(
-                "on_stall postcopy goes with the carrier direct only: a relay cannot mend a "
-                "post-copy whose connection has broken"
-            )
         _require_limits(self.parallel_disks)
         _require_keeping(self.keep_source, self.keep_days)
 

@@ -281,6 +281,7 @@ class Rejoin:
     vm_id: str
     epoch: int
     has_pages: bool = True
+    encrypted: bool = True  # the source wants a key for the new connection
 
     def __post_init__(self) -> None:
         _require_id(self.vm_id)
@@ -297,6 +298,9 @@ class Rejoined:
     reason: str = ""
     address: str = ""
     port: int = 0
+    key: str = field(
+        default="", repr=False
+    )  # pre-shared, of the new connection; empty: in the clear
 
     def __post_init__(self) -> None:
         _within("port", self.port, 0, MAX_PORT)

@@ -27,6 +27,7 @@ UNLIMITED = 16 << 30  # bytes/s; QEMU's default would be 128 MiB/s
 DISKS = "nbd"  # the service of a link that carries QEMU's disks
 OUT_KEY = "move-out"  # credentials of QEMU as a move's source
 IN_KEY = "move-in"  # and as its target
+KEY_BYTES = 32  # of a pre-shared key: AES-256's worth
 CACHE_SHARE = 4  # of the memory that is free, a relay takes one part at most
 _KEY_USER = "qemu"  # the name that QEMU gives itself when it shows a pre-shared key
 
@@ -160,6 +161,9 @@ class Carriage(abc.ABC):
     def view(self) -> dict[str, Any]:
         """What progress tells of it now, by the names of `MemoryProgress`."""
         return {}
+
+    async def hold(self) -> None:  # noqa: B027 - QEMU holds by itself
+        """Post-copy begins: from now on the guest is on both hosts, and a link is waited for."""
 
     async def run(self) -> None:  # noqa: B027 - QEMU notices by itself
         """Until cancelled. Raises when the path has failed."""

@@ -29,7 +29,15 @@ from sterna.errors import (
 from sterna.host.parts import Parts
 from sterna.model.check import Check, Severity
 from sterna.model.host import HostFacts
-from sterna.model.reservation import Look, Looked, Probe, Rejoined, Reservation, ReservationStatus
+from sterna.model.reservation import (
+    Look,
+    Looked,
+    Probe,
+    Rejoin,
+    Rejoined,
+    Reservation,
+    ReservationStatus,
+)
 from sterna.model.settings import HostSettings
 from sterna.model.vm import OwnershipState
 from sterna.move import postcopy, protocol, slots
@@ -408,16 +416,15 @@ class Incoming:
                     await events.get(LOOK_S)
         return None
 
-    async def rejoin(self, vm_id: str, epoch: int, *, has_pages: bool) -> Rejoined:
+    async def rejoin(self, wish: Rejoin) -> Rejoined:
         """Of a VM that was taken in post-copy: its source asks for a new connection.
 
         After a restart as well: QEMU knows how it stands.
         """
-        vm = self._vms.by_id(vm_id)
-        if vm is None or vm.record.ownership.epoch != epoch or not vm.is_here:
+        vm = self._vms.by_id(wish.vm_id)
+        if vm is None or vm.record.ownership.epoch != wish.epoch or not vm.is_here:
             return Rejoined(memory="whole")  # it has gone on, or was deleted: nobody lacks anything
-        address = self._vms.config.migration_address
-        return await postcopy.rejoin(vm, address, has_pages=has_pages)
+        return await postcopy.rejoin(vm, self._vms.config, wish)
 
     async def _not_placed(self, arrival: Arrival) -> str | None:
         """Put the files of a VM that is off where they belong; why that cannot be done."""

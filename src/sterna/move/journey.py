@@ -397,6 +397,7 @@ class Move:
             dirty_rate=found.dirty if found is not None else None,
             deadline_s=None if deadline is None else deadline - carried_s,
             max_downtime_ms=lambda: self.wishes.max_downtime_ms,
+            hold=self.carriage.hold,
         )
 
     async def _abort(self) -> None:
@@ -450,7 +451,9 @@ class Move:
         await handover.release(self.vm, self.job)
         async with self.job.step("postcopy") as step, self.report.phase(Phase.POSTCOPY):
             try:
-                info = await postcopy.Sender(self.vm, lambda: self.peer, self.job).run()
+                config = self.vms.config
+                sender = postcopy.Sender(self.vm, lambda: self.peer, self.job, config, self._view)
+                info = await sender.run()
             except MemoryLost as error:
                 step.say(error.message)
                 return error
@@ -492,14 +495,16 @@ class Move:
             except Exception as error:  # noqa: BLE001 - never worth a move
                 self.job.warn(f"traffic may need seconds to follow {self.vm.name}: {error}")
 
+    def _view(self) -> dict[str, Any]:
+        """What progress tells of the way to the target."""
+        return self.carriage.view() | {"limit": self._share, "carrier": self.carriage.kind}
+
     def _progress(self, sample: MemoryProgress) -> None:
-        view = self.carriage.view() | {"limit": self._share, "carrier": self.carriage.kind}
-        self.job.sample(replace(sample, time_s=round(self.job.elapsed, 3), **view))
+        self.job.sample(replace(sample, time_s=round(self.job.elapsed, 3), **self._view()))
 
     def _disk_progress(self, sample: DiskProgress) -> None:
         if self.job.phase == Phase.DISKS:
-            view = self.carriage.view() | {"limit": self._share, "carrier": self.carriage.kind}
-            self.job.sample(replace(sample, time_s=round(self.job.elapsed, 3), **view))
+            self.job.sample(replace(sample, time_s=round(self.job.elapsed, 3), **self._view()))
 
 
 def _adjusted(wished: Adjustment) -> str:

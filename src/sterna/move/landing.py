@@ -20,14 +20,12 @@ from sterna.errors import Failed
 from sterna.model.reservation import CarrierReady, Endpoint, Reservation, ReservationStatus
 from sterna.model.vm import OwnershipState
 from sterna.move import multifd
-from sterna.move.carriage import DISKS, IN_KEY, cache_bytes, forget_key, use_key
+from sterna.move.carriage import DISKS, IN_KEY, KEY_BYTES, cache_bytes, forget_key, use_key
 from sterna.qemu.sockets import listening_ports
 from sterna.security import pair
 from sterna.vms.machine import VM
 
 log = logging.getLogger(__name__)
-
-KEY_BYTES = 32  # of a pre-shared key: AES-256's worth
 
 
 class Landing(abc.ABC):
@@ -156,7 +154,8 @@ class RelayedLanding(Landing):
             addresses=self.settings.migration_addresses,
             services={MEMORY: str(self._memory), DISKS: str(self._disks)},
             cache_bytes=self._cache,
-            grace_s=self.settings.migration.grace,
+            # In post-copy this host's daemon may end, and the guest needs its pages all the same.
+            grace_s=None if self.reservation.postcopy else self.settings.migration.grace,
         )
         self._relay = await Relay.start(start, log=self._words, on_event=self._event)
 
@@ -194,6 +193,7 @@ class RelayedLanding(Landing):
         relay, self._relay = self._relay, None
         if relay is not None:
             await relay.stop()
+        await forget_key(self.vm, IN_KEY)  # of a post-copy that QEMU went on with by itself
         self._words.unlink(missing_ok=True)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from sterna import clock
@@ -47,6 +47,10 @@ COMPLETED = frozenset({"completed"})
 LEFT = COMPLETED | {"postcopy-active", "postcopy-paused"}
 
 
+async def _nothing() -> None:
+    return
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Around:
     """What the rest of the move knows, asked at each sample. The defaults: nothing, no disks."""
@@ -59,6 +63,7 @@ class Around:
     dirty_rate: float | None = None  # bytes/s that the guest changes at its own pace
     deadline_s: float | None = None  # from now
     max_downtime_ms: Callable[[], int] | None = None  # that the user accepts by now
+    hold: Callable[[], Awaitable[None]] = _nothing  # what carries it must not give up from now on
 
 
 @dataclass(slots=True)
@@ -228,6 +233,7 @@ class _Rounds:
                 "cpu-throttle-increment": 99,
             }
         if action is not None and action.kind is Kind.POSTCOPY:
+            await self._around.hold()
             self.sent.is_postcopy = True
             await self._qmp.migrate_start_postcopy()
         if parameters:

@@ -108,10 +108,9 @@ class Peer:
             await self._ask("POST", path, edge.dump(Take(vm_id=vm_id, epoch=epoch)))
         )
 
-    async def rejoin(self, vm_id: str, epoch: int, *, has_pages: bool) -> Rejoined:
+    async def rejoin(self, wish: Rejoin) -> Rejoined:
         """In post-copy: ask for a new connection, or say that there are no pages any more."""
-        body = edge.dump(Rejoin(vm_id=vm_id, epoch=epoch, has_pages=has_pages))
-        answer = await self._ask("POST", "/v1/peer/rejoin", body)
+        answer = await self._ask("POST", "/v1/peer/rejoin", edge.dump(wish))
         return edge.parse(Rejoined, answer, f"answer of {self.name}")
 
     async def refuse(self, operation: str, vm_id: str, epoch: int) -> ReservationStatus:

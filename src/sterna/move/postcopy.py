@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from sterna import clock
+from sterna.config import Config
 from sterna.errors import Failed, MemoryLost, QEMULost, QMPError, QMPTimeout, SternaError, VMLost
 from sterna.model.move import MemoryProgress, Phase
-from sterna.model.reservation import Rejoined
+from sterna.model.reservation import Rejoin, Rejoined
 from sterna.move import memory
+from sterna.move.carriage import IN_KEY, KEY_BYTES, OUT_KEY, use_key
 from sterna.move.peer import Peer
 from sterna.operations.runner import Job
 from sterna.qemu.commands import MigrationInfo
@@ -76,10 +81,19 @@ async def take_back(vm: VM) -> bool:
 class Sender:
     """The source's QEMU until the target has all the memory."""
 
-    def __init__(self, vm: VM, find: Callable[[], Peer], job: Job) -> None:
+    def __init__(
+        self,
+        vm: VM,
+        find: Callable[[], Peer],
+        job: Job,
+        settings: Config,
+        view: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
         self._vm = vm
         self._find = find
         self._job = job
+        self._settings = settings
+        self._view = view
         self._told = ""
         self._sent = -1
         self._moved = self._began = clock.monotonic()
@@ -127,6 +141,7 @@ class Sender:
                 if answer.memory == "lost":
                     raise self._lost(answer.reason)
                 if answer.memory == "waiting":
+                    await self._secure(answer)
                     host = f"[{answer.address}]" if ":" in answer.address else answer.address
                     await self._vm.qmp.migrate_resume(f"tcp:{host}:{answer.port}")
                     if await self._has_resumed():
@@ -141,6 +156,19 @@ class Sender:
                 self._log(f"the memory cannot go on yet: {error.message}")
             await asyncio.sleep(pause)
             pause = min(2 * pause, RETRY_MAX_S)
+
+    async def _secure(self, answer: Rejoined) -> None:
+        """The new connection is QEMU's own, whatever carried the memory before."""
+        if answer.key:
+            await use_key(self._vm, OUT_KEY, answer.key, self._settings.name)
+        elif self._is_encrypted:
+            raise Failed(detail=f"{self._find().name} made no key for the new connection")
+        else:
+            await self._vm.qmp.migrate_set_parameters(**{"tls-creds": ""})
+
+    @property
+    def _is_encrypted(self) -> bool:
+        return self._settings.migration.encryption == "required"
 
     async def _has_resumed(self) -> bool:
         """Whether memory flows again. A connection that hangs before it does is cut."""
@@ -164,7 +192,9 @@ class Sender:
 
     async def _ask(self, *, has_pages: bool) -> Rejoined:
         vm = self._vm
-        return await self._find().rejoin(vm.id, vm.record.ownership.epoch, has_pages=has_pages)
+        epoch = vm.record.ownership.epoch
+        wish = Rejoin(vm_id=vm.id, epoch=epoch, has_pages=has_pages, encrypted=self._is_encrypted)
+        return await self._find().rejoin(wish)
 
     async def _tell_lost(self) -> None:
         """The target's guest would wait for ever for pages that nobody has."""
@@ -196,19 +226,18 @@ class Sender:
         now = clock.monotonic()
         then, before = self._rate or (now, info.transferred)
         self._rate = (now, info.transferred)
-        self._job.sample(
-            MemoryProgress(
-                time_s=round(self._job.elapsed, 3),
-                phase=Phase.POSTCOPY,
-                transferred=info.transferred,
-                remaining=info.remaining,
-                total=info.total,
-                rate=round((info.transferred - before) / (now - then)) if now > then else 0,
-                rounds=info.rounds,
-                bytes_wire=info.transferred,
-                action="the guest runs on the target, the rest of its memory follows",
-            )
+        sample = MemoryProgress(
+            time_s=round(self._job.elapsed, 3),
+            phase=Phase.POSTCOPY,
+            transferred=info.transferred,
+            remaining=info.remaining,
+            total=info.total,
+            rate=round((info.transferred - before) / (now - then)) if now > then else 0,
+            rounds=info.rounds,
+            bytes_wire=info.transferred,
+            action="the guest runs on the target, the rest of its memory follows",
         )
+        self._job.sample(replace(sample, **self._view()))
 
 
 # ---- the target --------------------------------------------------------------------------------
@@ -249,24 +278,34 @@ async def let_go(vm: VM) -> None:
                 await events.get(LOOK_S)
 
 
-async def rejoin(vm: VM, address: str, *, has_pages: bool) -> Rejoined:
-    """The source asks for a new connection, or says that it has no pages any more."""
+async def rejoin(vm: VM, settings: Config, wish: Rejoin) -> Rejoined:
+    """The source asks for a new connection, or says that it has no pages any more.
+
+    The connection is QEMU's own, encrypted by a key made for it if either host wants that.
+    """
     if vm.process is None:
         return Rejoined(memory="lost", reason=f"its QEMU has ended: {vm.last_words()}")
     status = await _status(vm)
     if not is_sending(status):
         return Rejoined(memory="whole")
-    if not has_pages:
+    if not wish.has_pages:
         await vm.quit()
         return Rejoined(memory="lost", reason="the source has no pages of it any more")
     if status != PAUSED:
         with contextlib.suppress(QMPError):  # it has not noticed yet that nobody is there
             await vm.qmp.migrate_pause()
         return Rejoined(memory="arriving")
+    key = ""
+    if wish.encrypted or settings.migration.encryption == "required":
+        key = secrets.token_hex(KEY_BYTES)
+        await use_key(vm, IN_KEY, key, settings.name)
+    else:
+        await vm.qmp.migrate_set_parameters(**{"tls-creds": ""})
+    address = settings.migration_address
     host = f"[{address}]" if ":" in address else address
     before = listening_ports(vm.process.pid)
     await vm.qmp.migrate_recover(f"tcp:{host}:0")
     ports = listening_ports(vm.process.pid) - before
     if len(ports) != 1:
         raise Failed(detail=f"QEMU does not listen for the rest of {vm.name}'s memory")
-    return Rejoined(memory="waiting", address=address, port=next(iter(ports)))
+    return Rejoined(memory="waiting", address=address, port=next(iter(ports)), key=key)

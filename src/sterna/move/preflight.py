@@ -275,9 +275,7 @@ def _choice(vm: VM, q: Question, memory: sample.Memory | None) -> Choice | None:
         max_pause_s=q.wishes.max_downtime_ms / 1000,
         sync_s=_sync_s(vm),
     )
-    # A broken post-copy is mended from QEMU to QEMU.
-    wished = "direct" if q.wishes.on_stall == "postcopy" else q.wishes.carrier
-    return carriers.choose(wished, measured)
+    return carriers.choose(q.wishes.carrier, measured)
 
 
 def _forecast(one: carriers.Forecast) -> CarrierForecast:

@@ -277,10 +277,13 @@ class Recovery:
             target = vm.record.ownership.peer
             await handover.release(vm, job)
             try:
-                await postcopy.Sender(vm, lambda: self._peers.get(target), job).run()
+                await self._sender(vm, target, job).run()
             except MemoryLost as error:
                 return error
         return None
+
+    def _sender(self, vm: VM, target: str, job: Job) -> postcopy.Sender:
+        return postcopy.Sender(vm, lambda: self._peers.get(target), job, self._vms.config)
 
     async def _go_on(self, vm: VM) -> None:
         """It is owned here again; it is off if its QEMU has ended meanwhile."""
@@ -331,7 +334,7 @@ class Recovery:
             try:
                 with job.uncancellable():
                     job.phase = Phase.POSTCOPY
-                    sender = postcopy.Sender(vm, lambda: self._peers.get(target), job)
+                    sender = self._sender(vm, target, job)
                     if vm.process is None:
                         raise await sender.tell_lost()
                     await sender.run()

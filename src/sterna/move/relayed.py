@@ -200,7 +200,10 @@ class Relayed(Carriage):
             seen["ratio"] = round(link.wire_out / carried, 4)
         return seen
 
-    # ---- limits, failures, the end -----------------------------------------------------------
+    # ---- post-copy, limits, failures, the end -----------------------------------------------------------
+
+    async def hold(self) -> None:
+        await self._there().set_grace(None)
 
     @property
     def limits_itself(self) -> bool:

@@ -89,7 +89,7 @@ async def rejoin(request: Request, body: Annotated[dict[str, Any], Body()]) -> d
     """Post-copy broke: make ready for a new connection, or hear that memory is lost for good."""
     wish = edge.parse(Rejoin, body, "rejoin")
     incoming = request.app.state.services.incoming
-    return dict(edge.dump(await incoming.rejoin(wish.vm_id, wish.epoch, has_pages=wish.has_pages)))
+    return dict(edge.dump(await incoming.rejoin(wish)))
 
 
 @router.get("/vms/{vm_id}")
