@@ -23,7 +23,7 @@ LONG = pytest.mark.long  # a minute each: make postcopy runs them all
 # All of it, again and again, faster than any link here; noise, which a relay cannot make smaller.
 BUSY = {
     "direct": Load(memory_mb_s=400, memory_mb=150),
-    "compression": Load(memory_mb_s=100, memory_mb=100, pattern="random"),
+    "compression": Load(memory_mb_s=100, memory_mb=60, pattern="random"),
 }
 BOTH = pytest.mark.parametrize("carrier", [*BUSY])
 SELDOM_DIRECT = pytest.mark.parametrize(

@@ -180,7 +180,11 @@ class MemorySource(Pump):
         encoder = self._encoder
         fresh = 0  # bytes since the last flush
         while True:
-            self._wait_for_target()
+            if self._is_far_ahead:
+                if fresh and self._is_hurried:  # the target may wait for just that
+                    self._put(encoder.flush())
+                    fresh = 0
+                self._wait_for_target()
             try:
                 size = self.read(encoder.room(), socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -202,13 +206,13 @@ class MemorySource(Pump):
         self._put(encoder.flush())
         self._packed.finish()
 
+    @property
+    def _is_far_ahead(self) -> bool:
+        return self.counts.bytes_in - self._applied >= self._allowed
+
     def _wait_for_target(self) -> None:
-        if self.counts.bytes_in - self._applied < self._allowed:
-            return
         with self._progress, self._held:
-            self._progress.wait_for(
-                lambda: self._is_free or self.counts.bytes_in - self._applied < self._allowed
-            )
+            self._progress.wait_for(lambda: self._is_free or not self._is_far_ahead)
 
     def _put(self, batches: list[Batch]) -> None:
         for batch in batches:
