@@ -39,6 +39,7 @@ from sterna.move.incoming import Incoming
 from sterna.move.peer import Peers
 from sterna.move.recovery import Recovery
 from sterna.move.resolve import Doubts
+from sterna.move.several import Several
 from sterna.move.storage.engine import StorageMoves
 from sterna.operations.journal import Journal
 from sterna.operations.runner import Runner
@@ -78,6 +79,7 @@ class Daemon:
         self.moves = Moves(
             self.vms, self.peers, self.facts, self.seeds, self.inspections, self.settings
         )
+        self.several = Several(self.vms, self.moves)
         self.plugs = Plugs(self.vms)
         self.doubts = Doubts(self.vms, self.peers, self.incoming)
 
@@ -137,7 +139,11 @@ class Daemon:
     async def start(self) -> None:
         """Bring switches and VMs back to what their records say; then the API may answer."""
         self.ports.load()
-        ends = {**settlers(self.vms, self.checkpoints), **self.ports.settlers()}
+        ends = {
+            **settlers(self.vms, self.checkpoints),
+            **self.ports.settlers(),
+            **self.several.settlers(),
+        }
         recovery = Recovery(self.vms, self.peers, self.incoming, ends)
         await recovery.run()
         await self.plugs.restore()
@@ -171,6 +177,7 @@ class Daemon:
             settings=self.settings,
             incoming=self.incoming,
             doubts=self.doubts,
+            several=self.several,
         )
 
     async def hosts(self) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from sterna.model.move import MoveWishes, StorageWishes
 from sterna.model.operation import Operation
 from sterna.model.port import ExportWishes, ImportWishes
 from sterna.model.settings import HostSettings, SettingsChanges
+from sterna.model.several import SeveralPlan, SeveralWishes
 from sterna.model.vm import NICChanges, VMChanges, VMSpec
 from sterna.operations.runner import Runner
 
@@ -93,6 +94,13 @@ class Moves(Protocol):
     async def begin(self, ref: str, wishes: MoveWishes) -> Operation: ...
 
 
+class Several(Protocol):
+    """Moves of several VMs as one operation."""
+
+    async def plan(self, wishes: SeveralWishes) -> SeveralPlan: ...
+    async def begin(self, wishes: SeveralWishes) -> Operation: ...
+
+
 class Doubts(Protocol):
     """Moves whose outcome is unknown."""
 
@@ -147,6 +155,7 @@ class Services:
     plugs: Any = None  # a Plugs
     incoming: Any = None  # what routes/peer.py serves
     doubts: Any = None  # a Doubts
+    several: Any = None  # a Several
 
 
 def _services(request: Request) -> Services:

@@ -39,6 +39,10 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (operation, event)
     ) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE operation ADD COLUMN parent TEXT NOT NULL DEFAULT '';
+    CREATE INDEX operation_parent ON operation (parent) WHERE parent <> '';
+    """,
 )
 VERSION = len(MIGRATIONS)
 
