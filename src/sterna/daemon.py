@@ -32,7 +32,9 @@ from sterna.host.network import Network
 from sterna.host.registry import Pools, Switches
 from sterna.host.settings import Settings
 from sterna.model.host import HostFacts, QEMUFacts, SwitchFacts
+from sterna.model.placement import groups
 from sterna.model.settings import HostSettings
+from sterna.move.drain import Drains
 from sterna.move.engine import Moves
 from sterna.move.fleet import Fleet
 from sterna.move.incoming import Incoming
@@ -71,6 +73,7 @@ class Daemon:
         self.peers = Peers(settings)
         self.incoming = Incoming(self.vms, lambda: self.facts(with_switches=False))
         self.incoming.settings = lambda: self.settings.now
+        self.vms.is_draining = lambda: self.settings.now.draining
         self.checkpoints = Checkpoints(self.vms)
         self.inspections = Inspections(self.vms)
         self.ports = Ports(self.vms, self.checkpoints)
@@ -80,6 +83,8 @@ class Daemon:
             self.vms, self.peers, self.facts, self.seeds, self.inspections, self.settings
         )
         self.several = Several(self.vms, self.moves)
+        self.fleet = Fleet(self.vms, self.peers, self.facts)
+        self.drains = Drains(self.vms, self.moves, self.peers, self.fleet, self.settings)
         self.plugs = Plugs(self.vms)
         self.doubts = Doubts(self.vms, self.peers, self.incoming)
 
@@ -99,6 +104,7 @@ class Daemon:
                 ("switch", self.launcher.switches.damaged),
                 ("pool", self.launcher.pools.damaged),
                 ("settings", self.settings.damaged),
+                ("drained VM", self.drains.damaged),
             )
             for item in damaged
         ]
@@ -124,6 +130,9 @@ class Daemon:
             problems=tuple(problems),
             uplinks=uplinks,
             settings=self.settings.now,
+            groups=groups(
+                (vm.name, vm.record.spec.placement) for vm in self.vms.all() if vm.is_here
+            ),
             macs={
                 nic.mac: f"{vm.name} {nic.name}"
                 for vm in self.vms.all()
@@ -139,10 +148,12 @@ class Daemon:
     async def start(self) -> None:
         """Bring switches and VMs back to what their records say; then the API may answer."""
         self.ports.load()
+        self.drains.load()
         ends = {
             **settlers(self.vms, self.checkpoints),
             **self.ports.settlers(),
             **self.several.settlers(),
+            **self.drains.settlers(),
         }
         recovery = Recovery(self.vms, self.peers, self.incoming, ends)
         await recovery.run()
@@ -172,12 +183,13 @@ class Daemon:
             inspections=self.inspections,
             ports=self.ports,
             storage_moves=StorageMoves(self.vms, self.moves.storage_slots),
-            fleet=Fleet(self.vms, self.peers, self.facts),
+            fleet=self.fleet,
             plugs=self.plugs,
             settings=self.settings,
             incoming=self.incoming,
             doubts=self.doubts,
             several=self.several,
+            drains=self.drains,
         )
 
     async def hosts(self) -> list[dict[str, Any]]:

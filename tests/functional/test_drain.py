@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from pathlib import Path
 
 import pytest
 
-from checking import Administrator, make
+from checking import Administrator, make, restart
+from sterna.lab import vm
+from sterna.lab.console import GuestConsole
 
 pytestmark = pytest.mark.functional
 
 
 def here(host):
     return sorted(one["name"] for one in host.client.get("/v1/vms"))
+
+
+def ask(host, name, order):
+    """What the guest itself answers."""
+    console = Path(host.client.get(f"/v1/vms/{name}")["console"])
+
+    async def asking():
+        async with GuestConsole(console) as guest:
+            return await guest.ask(order, timeout_s=60)
+
+    return asyncio.run(asking())
 
 
 def result_of(done):
@@ -44,4 +59,58 @@ def test_several_vms_move_as_one_operation_and_one_that_cannot_stops_no_other(la
     assert here(target) == ["web1", "web2", "web3"]
     parts = [one for one in source.client.get("/v1/operations") if one["parent"]]
     assert {one["parent"] for one in parts} >= {last["operation"]}
-    print(told, done.stdout, done.stderr)
+
+
+def test_a_host_is_emptied_but_for_one_that_cannot_leave_and_gets_back_the_others(make_lab):
+    lab = make_lab(hosts=3)
+    source, second, third = lab.hosts
+    admin = Administrator(source)
+    source.client.post("/v1/switches", {"name": "attic", "type": "private"})
+    running = ("db1", "db2", "web1", "stuck")
+    for number, name in enumerate(running):
+        source.client.post("/v1/vms", vm.spec(lab.guest(), name, number, memory=128 << 20))
+    source.client.patch("/v1/vms/stuck/nics/net0", {"switch": "attic"})
+    for name in running:
+        source.client.post(f"/v1/vms/{name}:start")
+    for name in ("off1", "off2", "off3", "off4"):
+        make(source, name)
+    admin.run("sterna vm set db1 --anti-affinity db --priority 90")
+    admin.run("sterna vm set db2 --anti-affinity db --priority 80")
+    admin.run(f"sterna vm set off1 --allowed-hosts {source.name},{third.name}")
+    boots = {name: ask(source, name, "status")["boot_id"] for name in ("db1", "db2", "web1")}
+    assert "attic" in admin.run("sterna host drain --dry-run", code=3)
+    assert not source.client.get("/v1/host")["settings"]["draining"]
+
+    done = admin.ask("sterna host drain -o json")
+    assert done.returncode == 11, (done.stdout, done.stderr)
+    last, lines = result_of(done)
+    (plan,) = [line for line in lines if line["type"] == "plan"]
+    assert [one["vm"] for one in plan["vms"]][:2] == ["db1", "db2"]
+    states = {one["vm"]: one["state"] for one in last["vms"]}
+    assert states.pop("stuck") == "refused"
+    assert set(states.values()) == {"moved"}
+    assert len(states) == 7
+    assert "attic" in last["error"]["title"]
+    assert here(source) == ["stuck"]
+    assert ("db1" in here(second)) != ("db2" in here(second))
+    assert "off1" in here(third)
+    assert sorted(here(second) + here(third)) == sorted(states)
+
+    restart(source)
+    found = admin.finds("stuck", second)  # it is as it was
+    assert "network.switch-missing" in found
+    back = Administrator(second if here(second) else third)
+    traveller = here(back.host)[0]
+    found = back.finds(traveller, source)
+    assert [one for one in found if found[one]["severity"] == "blocker"] == ["host.draining"]
+    refused = back.ask(f"sterna move {traveller} {source.name}")
+    assert refused.returncode == 3
+    assert found["host.draining"]["command"] == f"sterna --host {source.name} host resume"
+
+    told = back.run(found["host.draining"]["command"], code=10)  # db1 and db2 are together again
+    assert "7 VMs moved" in told
+    assert here(source) == sorted([*states, "stuck"])
+    assert here(second) == here(third) == []
+    assert boots == {name: ask(source, name, "status")["boot_id"] for name in boots}
+    assert not source.client.get("/v1/host")["settings"]["draining"]
+    assert admin.run("sterna host resume") == "there was nothing to move\n"

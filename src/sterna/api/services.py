@@ -18,7 +18,7 @@ from sterna.model.move import MoveWishes, StorageWishes
 from sterna.model.operation import Operation
 from sterna.model.port import ExportWishes, ImportWishes
 from sterna.model.settings import HostSettings, SettingsChanges
-from sterna.model.several import SeveralPlan, SeveralWishes
+from sterna.model.several import DrainWishes, SeveralPlan, SeveralWishes
 from sterna.model.vm import NICChanges, VMChanges, VMSpec
 from sterna.operations.runner import Runner
 
@@ -101,6 +101,15 @@ class Several(Protocol):
     async def begin(self, wishes: SeveralWishes) -> Operation: ...
 
 
+class Drains(Protocol):
+    """This host emptied for maintenance, and filled again."""
+
+    async def plan(self, wishes: DrainWishes) -> SeveralPlan: ...
+    async def begin(self, wishes: DrainWishes) -> Operation: ...
+    async def plan_resume(self) -> SeveralPlan: ...
+    async def resume(self) -> Operation: ...
+
+
 class Doubts(Protocol):
     """Moves whose outcome is unknown."""
 
@@ -156,6 +165,7 @@ class Services:
     incoming: Any = None  # what routes/peer.py serves
     doubts: Any = None  # a Doubts
     several: Any = None  # a Several
+    drains: Any = None  # a Drains
 
 
 def _services(request: Request) -> Services:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from sterna.model.check import Check, Outcome
 from sterna.model.disk import STRICT
@@ -106,6 +107,19 @@ class Part:
     operation: str = ""
     reason: str = ""  # why it has not moved, or what is worth to know
     fix: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Away:
+    """A VM that a drain has sent away, or was about to: `resume` asks `target` for it."""
+
+    __pydantic_config__ = STRICT
+
+    version: Literal[1] = 1
+    vm: str
+    vm_id: str
+    target: str
+    since: str  # RFC 3339
 
 
 def counted(parts: Sequence[Part]) -> tuple[int, int]:

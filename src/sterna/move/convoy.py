@@ -26,6 +26,7 @@ from sterna.errors import (
     SomeStayed,
     SomeUnknown,
     SternaError,
+    VMNotFound,
     from_problem,
 )
 from sterna.model import edge
@@ -153,8 +154,11 @@ class Convoy:
             _say(told, self.parts[index])
 
     async def _begin(self, index: int) -> None:
+        part = self.parts[index]
         try:
-            operation = await self._driver.begin(self.parts[index])
+            operation = await self._driver.begin(part)
+        except VMNotFound:
+            self._set(index, state=PartState.SKIPPED, reason=f"{part.source} has it no more")
         except SternaError as error:
             self._fail(index, error)
         else:
@@ -285,8 +289,8 @@ def concluded(parts: Sequence[Part], operation: str) -> dict[str, Any]:
             raise AllRefused(**facts)
         raise NoneMoved(**facts)
     left = [f"{one.vm}: {one.reason}" for one in parts if one.state.has_moved and one.reason]
-    many = "1 VM" if done == 1 else f"{done} VMs"
-    return {"vms": edge.dump(tuple(parts)), "text": f"{many} moved", "warnings": left}
+    text = {0: "there was nothing to move", 1: "1 VM moved"}.get(done, f"{done} VMs moved")
+    return {"vms": edge.dump(tuple(parts)), "text": text, "warnings": left}
 
 
 def _say(told: Told, part: Part) -> None:

@@ -79,7 +79,7 @@ def planned(vm: VM, report: MoveReport | None = None, reason: str = "", fix: str
         vm_id=vm.id,
         state=vm.state,
         memory=0 if is_off else spec.memory,
-        priority=0,
+        priority=spec.placement.priority,
         reason=reason,
         fix=fix,
     )
