@@ -47,6 +47,9 @@ MIGRATIONS: tuple[str, ...] = (
 VERSION = len(MIGRATIONS)
 
 
+OURS = "SELECT seq, is_final, event, body FROM operation LIMIT 1"  # in every version
+
+
 class Unfit(Exception):
     """The file is damaged, was written by a newer Sterna, or is no journal at all."""
 
@@ -56,6 +59,8 @@ def check(connection: sqlite3.Connection) -> None:
     (finding,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if finding != "ok":
         raise Unfit(str(finding).replace("\n", " "))
+    if connection.execute("PRAGMA user_version").fetchone()[0]:
+        connection.execute(OURS)
 
 
 def migrate(connection: sqlite3.Connection) -> None:
