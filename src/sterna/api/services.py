@@ -18,7 +18,7 @@ from sterna.model.move import MoveWishes, StorageWishes
 from sterna.model.operation import Operation
 from sterna.model.port import ExportWishes, ImportWishes
 from sterna.model.settings import HostSettings, SettingsChanges
-from sterna.model.several import DrainWishes, SeveralPlan, SeveralWishes
+from sterna.model.several import DrainWishes, ResumeWishes, SeveralPlan, SeveralWishes
 from sterna.model.vm import NICChanges, VMChanges, VMSpec
 from sterna.operations.runner import Runner
 
@@ -106,8 +106,8 @@ class Drains(Protocol):
 
     async def plan(self, wishes: DrainWishes) -> SeveralPlan: ...
     async def begin(self, wishes: DrainWishes) -> Operation: ...
-    async def plan_resume(self) -> SeveralPlan: ...
-    async def resume(self) -> Operation: ...
+    async def plan_resume(self, wishes: ResumeWishes) -> SeveralPlan: ...
+    async def resume(self, wishes: ResumeWishes) -> Operation: ...
 
 
 class Doubts(Protocol):

@@ -66,13 +66,20 @@ def drain(  # noqa: PLR0913, PLR0917 - click hands over each
     "resume",
     cls=Command,
     short_help="Bring back the VMs of a host that was drained.",
-    examples=("sterna host resume", "sterna host resume host-b", "sterna host resume --dry-run"),
+    examples=(
+        "sterna host resume",
+        "sterna host resume host-b --dry-run",
+        "sterna host resume --no-fail-back",
+    ),
 )
 @the_host
+@click.option("--no-fail-back", is_flag=True, help="What has left stays where it is, for good.")
 @dry_run_
 @detach_
 @click.pass_obj
-def resume(settings: Settings, name: str | None, dry_run: bool, detach: bool) -> int:
+def resume(
+    settings: Settings, name: str | None, no_fail_back: bool, dry_run: bool, detach: bool
+) -> int:
     """Let a host take and start VMs again, and bring back those that its drain has sent away.
 
     A VM that has moved on meanwhile, or was deleted, is left alone. One that cannot come back now
@@ -81,7 +88,8 @@ def resume(settings: Settings, name: str | None, dry_run: bool, detach: bool) ->
     from sterna.cli import several  # noqa: PLC0415 - start-up time
 
     _choose(settings, name)
-    return several.carry_out(settings, "/v1/host/resume", {}, dry_run=dry_run, detach=detach)
+    body = {"fail_back": not no_fail_back}
+    return several.carry_out(settings, "/v1/host/resume", body, dry_run=dry_run, detach=detach)
 
 
 def _choose(settings: Settings, name: str | None) -> None:

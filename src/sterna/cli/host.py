@@ -15,7 +15,7 @@ ON_OFF = click.Choice(["on", "off"])
 
 host = group(
     "host",
-    "Look at this host and the hosts that it knows; empty one for maintenance.",
+    "This host and the hosts that it knows: look, set, empty for maintenance.",
     "sterna host list",
     "sterna host show host-b",
     "sterna host drain host-b",

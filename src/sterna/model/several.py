@@ -48,6 +48,15 @@ class DrainWishes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeWishes:
+    """Body of POST /v1/host/resume. Without `fail_back` what has left stays where it is, for good."""
+
+    __pydantic_config__ = STRICT
+
+    fail_back: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
     """What is meant to become of one VM. An empty `target`: it stays, for `reason`."""
 

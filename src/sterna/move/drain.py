@@ -22,7 +22,15 @@ from sterna.model.check import Check, MoveReport, Outcome, outcome
 from sterna.model.host import HostFacts
 from sterna.model.move import MoveWishes
 from sterna.model.operation import Operation
-from sterna.model.several import Away, DrainWishes, Part, PartState, Planned, SeveralPlan
+from sterna.model.several import (
+    Away,
+    DrainWishes,
+    Part,
+    PartState,
+    Planned,
+    ResumeWishes,
+    SeveralPlan,
+)
 from sterna.model.vm import RunState
 from sterna.move.back import Back
 from sterna.move.convoy import Convoy, Local, concluded
@@ -198,12 +206,23 @@ class Drains:
 
     # ---- resume ----------------------------------------------------------------------------
 
-    async def plan_resume(self) -> SeveralPlan:
+    async def plan_resume(self, wishes: ResumeWishes) -> SeveralPlan:
         """Which VMs would come back, from where."""
-        found = await asyncio.gather(*(self._return(one) for one in self.away.values()))
-        return SeveralPlan(source=self.name, made=clock.now(), vms=tuple(_by_priority(found)))
+        found = await self._returning(wishes)
+        return SeveralPlan(source=self.name, made=clock.now(), vms=tuple(found))
 
-    async def resume(self) -> Operation:
+    async def _returning(self, wishes: ResumeWishes) -> list[Planned]:
+        """All that have left, in the order in which they come back."""
+        if wishes.fail_back:
+            found = await asyncio.gather(*(self._return(one) for one in self.away.values()))
+        else:
+            found = [
+                replace(self._known(one), reason=f"it stays on {one.target}")
+                for one in self.away.values()
+            ]
+        return sorted(found, key=lambda one: (-one.priority, -one.memory, one.vm))
+
+    async def resume(self, wishes: ResumeWishes) -> Operation:
         """The host takes and starts VMs again, and what has left comes back.
 
         Raises DrainUnderWay, StateNotWritten.
@@ -211,11 +230,8 @@ class Drains:
 
         async def work(job: Job) -> dict[str, Any]:
             job.phase = "plan"
-            found = await asyncio.gather(*(self._return(one) for one in self.away.values()))
-            parts = [
-                replace(self._part(one), source=self.away[one.vm_id].target)
-                for one in _by_priority(found)
-            ]
+            found = await self._returning(wishes)
+            parts = [replace(self._part(one), source=self.away[one.vm_id].target) for one in found]
             job.phase = "move"
             try:
                 parts = list(await Convoy(job, Back(self.vms, self._peers), parts).run())
@@ -233,16 +249,20 @@ class Drains:
                 with contextlib.suppress(SternaError):  # then it is found here the next time
                     await self.strike(part.vm_id)
 
-    async def _return(self, one: Away) -> Planned:
-        """What is known of a VM that has left, and whether it can come back."""
+    def _known(self, one: Away) -> Planned:
+        """What this host knows of a VM that has left."""
         vm = self.vms.by_id(one.vm_id)
-        plan = Planned(
+        return Planned(
             vm=one.vm,
             vm_id=one.vm_id,
             state=RunState.UNKNOWN,
             memory=0,
             priority=0 if vm is None else vm.record.spec.placement.priority,
         )
+
+    async def _return(self, one: Away) -> Planned:
+        """Whether it can come back, as its host says."""
+        vm, plan = self.vms.by_id(one.vm_id), self._known(one)
         if vm is not None and vm.is_here:
             return replace(plan, state=vm.state, reason=f"it is on {self.name} already")
         wishes = MoveWishes(target=self.name)
@@ -268,10 +288,6 @@ class Drains:
             reason=first.finding if first else "",
             fix=first.fix if first else "",
         )
-
-
-def _by_priority(found: Sequence[Planned]) -> list[Planned]:
-    return sorted(found, key=lambda one: (-one.priority, -one.memory, one.vm))
 
 
 def _room(name: str, facts: HostFacts) -> Room:

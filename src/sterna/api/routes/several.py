@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Response
 from sterna.api.answers import accepted, answer
 from sterna.api.services import Drains, Here, Several
 from sterna.model.operation import Operation
-from sterna.model.several import DrainWishes, SeveralPlan, SeveralWishes
+from sterna.model.several import DrainWishes, ResumeWishes, SeveralPlan, SeveralWishes
 
 router = APIRouter(prefix="/v1", tags=["moves"])
 
@@ -43,14 +43,16 @@ async def check_drain(here: Here, wishes: Annotated[DrainWishes | None, Body()] 
 
 
 @router.post("/host/resume", response_model=Operation, status_code=202)
-async def resume(here: Here) -> Response:
+async def resume(here: Here, wishes: Annotated[ResumeWishes | None, Body()] = None) -> Response:
     """Take and start VMs again, and bring back those that a drain has sent away."""
     drains: Drains = here.drains
-    return accepted(await drains.resume())
+    return accepted(await drains.resume(wishes or ResumeWishes()))
 
 
 @router.post("/host/resume:check", response_model=SeveralPlan)
-async def check_resume(here: Here) -> Response:
+async def check_resume(
+    here: Here, wishes: Annotated[ResumeWishes | None, Body()] = None
+) -> Response:
     """Which VMs would come back. Nothing happens."""
     drains: Drains = here.drains
-    return answer(await drains.plan_resume())
+    return answer(await drains.plan_resume(wishes or ResumeWishes()))
