@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -73,12 +74,14 @@ def ended(host, operation):
     return host.client.get(f"/v1/operations/{operation['id']}", {"wait": 60}, wait_s=90)
 
 
-def test_a_drain_is_cancelled_and_another_outlives_its_daemon_and_goes_on(lab):
+def test_a_drain_is_cancelled_and_another_outlives_its_daemon_and_goes_on(lab, tmp_path):
     source, target = lab.hosts
     admin = Administrator(source)
     for name in ("a", "b", "c"):
         make(source, name)
-    fill(source, "b")
+    noise = tmp_path / "noise"
+    noise.write_bytes(os.urandom(8 << 20))  # which no carrier makes smaller
+    fill(source, "b", f"-s {noise} 0 8M")
     source.client.patch("/v1/host/settings", {"bandwidth": 1 << 20})
     drain = source.client.post("/v1/host/drain")
     wait_until(lambda: began(source, drain, b="running"), "b is on its way")

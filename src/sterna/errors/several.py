@@ -44,7 +44,7 @@ class SomeUnknown(Unknown):
 class HostDraining(Refused):
     code = "host.draining"
     text = "{host} is being emptied (drained) and {what}"
-    hint = "When its maintenance is over: sterna --host {host} host resume"
+    hint = "When its maintenance is over, on {host}: sterna host resume"
 
 
 class DrainUnderWay(Conflict):

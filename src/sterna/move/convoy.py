@@ -122,6 +122,7 @@ class Convoy:
         self._shares: dict[int, float] = {}  # how much of each has been done, 0 to 1
         self._told_at = 0.0
         self._doubts = False
+        self._told = {step.name for step in job.operation.steps}  # by a former life, or round
 
     async def run(self) -> tuple[Part, ...]:
         """What became of each. Raises SeveralCancelled."""
@@ -141,10 +142,13 @@ class Convoy:
         return tuple(self.parts)
 
     async def _one(self, index: int) -> None:
+        was_final = self.parts[index].state.is_final
         async with self._turn:
             if self.parts[index].state is PartState.WAITING and not self.parts[index].operation:
                 await self._begin(index)
         part = self.parts[index]
+        if was_final and part.vm in self._told:
+            return
         if part.state is PartState.SKIPPED:
             self._job.log(f"{part.vm}: {part.reason}")
             return

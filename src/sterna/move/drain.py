@@ -15,11 +15,10 @@ from dataclasses import replace
 from typing import Any
 
 from sterna import clock
-from sterna.errors import DrainUnderWay, SternaError, VMNotFound
+from sterna.errors import DrainUnderWay, SeveralCancelled, SternaError, VMNotFound
 from sterna.host.settings import Settings
 from sterna.host.store import Damaged, Store
-from sterna.model.check import Check, MoveReport, Outcome, outcome
-from sterna.model.host import HostFacts
+from sterna.model.check import Outcome, outcome
 from sterna.model.move import MoveWishes
 from sterna.model.operation import Operation
 from sterna.model.several import (
@@ -37,14 +36,15 @@ from sterna.move.convoy import Convoy, Local, concluded
 from sterna.move.engine import Moves
 from sterna.move.fleet import Fleet
 from sterna.move.peer import Peers
-from sterna.move.placement import Guest, Placement, Room, in_order, place
-from sterna.move.several import AT_ONCE, planned, settle
+from sterna.move.several import settle
+from sterna.move.survey import Survey
 from sterna.operations.runner import Job, Work
 from sterna.vms.machine import VM
 from sterna.vms.service import VMs
 
 KINDS = ("drain", "resume")
 AGAIN = "sterna host drain"
+CANCELLED = f"The host is draining still. Go on: {AGAIN}; or let it take VMs: sterna host resume"
 
 
 class Leaving(Local):
@@ -72,7 +72,7 @@ class Drains:
         self.vms = vms
         self.moves = moves
         self._peers = peers
-        self._fleet = fleet
+        self._survey = Survey(self.name, moves, peers, fleet)
         self._settings = settings
         self._store = Store(vms.config.state_dir / "drain", Away)
         self.away: dict[str, Away] = {}  # by the VM's id
@@ -114,7 +114,7 @@ class Drains:
 
     async def plan(self, wishes: DrainWishes) -> SeveralPlan:
         """Where each VM would go. Raises HostUnknown."""
-        found = await self._placed(self._here(), wishes)
+        found = await self._survey.places(self._here(), wishes)
         notes = [f"the VM {one.key} is damaged and cannot move" for one in self.vms.damaged]
         return SeveralPlan(
             source=self.name, made=clock.now(), vms=tuple(found[0]), notes=(*found[1], *notes)
@@ -129,11 +129,15 @@ class Drains:
             done: tuple[Part, ...] = ()
             while new := [vm for vm in self._here() if vm.id not in {one.vm_id for one in done}]:
                 job.phase = "plan"
-                found, notes = await self._placed(new, wishes)
+                found, notes = await self._survey.places(new, wishes)
                 for text in notes:
                     job.warn(text)
                 job.phase = "move"
-                done = await Convoy(job, Leaving(self, job), (*done, *map(self._part, found))).run()
+                parts = (*done, *map(self._part, found))
+                try:
+                    done = await Convoy(job, Leaving(self, job), parts).run()
+                except SeveralCancelled as error:
+                    raise SeveralCancelled(**{**error.facts, "fix": CANCELLED}) from error
             for part in done:
                 if (vm := self.vms.by_id(part.vm_id)) is not None and vm.is_here:
                     await self.strike(part.vm_id)
@@ -161,48 +165,6 @@ class Drains:
             return part
         state = PartState.REFUSED if one.outcome is Outcome.BLOCKED else PartState.SKIPPED
         return replace(part, state=state, reason=one.reason, fix=one.fix)
-
-    async def _placed(
-        self, vms: Sequence[VM], wishes: DrainWishes
-    ) -> tuple[list[Planned], list[str]]:
-        """Each with its place, in the order in which they go; and what is worth to know."""
-        targets = wishes.to or tuple(self._peers.names)
-        staying = [vm for vm in vms if wishes.keep_off and vm.state is RunState.OFF]
-        going = {vm.id: vm for vm in vms if vm not in staying}
-        facts = await self._fleet.facts(targets) if targets else {}
-        looked = await self._survey(list(going.values()), targets)
-        rooms = [_room(name, one) for name, one in facts.items() if isinstance(one, HostFacts)]
-        guests = [_guest(vm, looked[vm.id]) for vm in going.values()]
-        placement = place(guests, rooms)
-        found = [
-            _planned(going[one.id], placement, looked[one.id], self.name)
-            for one in in_order(guests)
-        ]
-        found += [
-            replace(planned(vm, reason="it is off, and stays"), outcome=Outcome.WELL)
-            for vm in staying
-        ]
-        split = [
-            f"the VMs of the affinity group {group} do not all get one host"
-            for group in placement.split
-        ]
-        return found, split
-
-    async def _survey(
-        self, vms: Sequence[VM], targets: Sequence[str]
-    ) -> dict[str, dict[str, MoveReport]]:
-        """What each would meet on each host: by id, by host."""
-        turn = asyncio.Semaphore(AT_ONCE)
-
-        async def one(vm: VM) -> dict[str, MoveReport]:
-            async with turn:
-                reports = await self.moves.survey(vm.id, MoveWishes(target=""), targets)
-                return {report.target: report for report in reports}
-
-        if not targets:
-            return {vm.id: {} for vm in vms}
-        found = await asyncio.gather(*(one(vm) for vm in vms))
-        return {vm.id: reports for vm, reports in zip(vms, found, strict=True)}
 
     # ---- resume ----------------------------------------------------------------------------
 
@@ -288,64 +250,3 @@ class Drains:
             reason=first.finding if first else "",
             fix=first.fix if first else "",
         )
-
-
-def _room(name: str, facts: HostFacts) -> Room:
-    return Room(
-        name=name,
-        memory=facts.memory_free,
-        pools={one.pool.name: one.free for one in facts.pools if not one.problem},
-        affinity=frozenset(facts.groups.affinity),
-        anti_affinity=frozenset(facts.groups.anti_affinity),
-    )
-
-
-def _guest(vm: VM, reports: dict[str, MoveReport]) -> Guest:
-    spec = vm.record.spec
-    rules = spec.placement
-    fits: dict[str, dict[str, int]] = {}
-    for target, report in reports.items():
-        if report.outcome is Outcome.BLOCKED:
-            continue
-        sizes = fits.setdefault(target, {})
-        for each in report.places:
-            if each.travels:
-                sizes[each.to] = sizes.get(each.to, 0) + each.size
-    return Guest(
-        id=vm.id,
-        name=vm.name,
-        memory=0 if vm.state is RunState.OFF else spec.memory,
-        priority=rules.priority,
-        affinity=rules.affinity,
-        anti_affinity=rules.anti_affinity,
-        fits=fits,
-        warned=frozenset(
-            target for target, report in reports.items() if report.outcome is Outcome.WARNED
-        ),
-    )
-
-
-def _planned(vm: VM, placement: Placement, reports: dict[str, MoveReport], host: str) -> Planned:
-    """Its place; or why it has none, host by host."""
-    if (target := placement.hosts.get(vm.id)) is not None:
-        return planned(vm, reports[target])
-    if not reports:
-        reason = f"{host} knows no other host"
-        return planned(vm, reason=reason, fix="Add one to [peers] of sternad's configuration")
-    first = {target: _blocker(report) for target, report in reports.items()}
-    lacks = placement.why.get(vm.id, {})
-    reasons = {
-        target: found.finding if found else lacks.get(target, "it does not answer")
-        for target, found in first.items()
-    }
-    told = dict.fromkeys(reasons.values())
-    text = "; ".join(
-        told if len(told) == 1 else (f"{name}: {reason}" for name, reason in reasons.items())
-    )
-    fixes = [found.fix for found in first.values() if found and found.fix]
-    return planned(vm, reason=text, fix=fixes[0] if fixes else "Make room there, or stop it")
-
-
-def _blocker(report: MoveReport) -> Check | None:
-    found = outcome(report.findings) is Outcome.BLOCKED
-    return report.findings[0] if found else None
