@@ -201,12 +201,14 @@ class Daemon:
             "reason": "",
             "version": __version__,
             "vms": sum(vm.is_here for vm in self.vms.all()),
+            "draining": self.settings.now.draining,
         }
         peers = await asyncio.gather(*(self._peer_row(name) for name in self.peers.names))
         return [here, *peers]
 
     async def _peer_row(self, name: str) -> dict[str, Any]:
         row = {"name": name, "url": self.config.peers[name].url, "version": "", "vms": None}
+        row["draining"] = False
         try:
             async with asyncio.timeout(PEER_S):
                 facts = await self.peers.get(name).facts()
@@ -214,7 +216,13 @@ class Daemon:
             return row | {"state": "down", "reason": f"no answer within {PEER_S:g} s"}
         except SternaError as error:
             return row | {"state": "down", "reason": error.message}
-        return row | {"state": "up", "reason": "", "version": facts.sterna, "vms": facts.vms}
+        return row | {
+            "state": "up",
+            "reason": "",
+            "version": facts.sterna,
+            "vms": facts.vms,
+            "draining": facts.settings.draining,
+        }
 
     async def peer_facts(self, name: str) -> HostFacts:
         """Facts of this host or of a peer."""

@@ -37,7 +37,7 @@ def list_(settings: Settings) -> None:
         document(hosts)
         return
     rows = [
-        (h["name"], h["state"], h.get("url"), h.get("version"), h.get("vms"), h.get("reason"))
+        (h["name"], _state(h), h.get("url"), h.get("version"), h.get("vms"), h.get("reason"))
         for h in hosts
     ]
     table(("NAME", "STATE", "URL", "VERSION", "VMS", "REASON"), rows, right=(4,))
@@ -130,6 +130,10 @@ def set_(settings: Settings, /, **wanted: Any) -> None:
         document(changed)
     else:
         line(f"moves: {_settings(changed)}")
+
+
+def _state(found: dict[str, Any]) -> str:
+    return f"{found['state']}, draining" if found.get("draining") else str(found["state"])
 
 
 def _settings(found: dict[str, Any]) -> str:

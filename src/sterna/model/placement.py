@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from sterna.model.disk import STRICT
 
 GROUP = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
+HOST = re.compile(r"[^\s,]{1,255}")
 DEFAULT_PRIORITY = 50
 HIGHEST_PRIORITY = 100
 
@@ -28,10 +29,12 @@ class PlacementRules:
     priority: int = DEFAULT_PRIORITY
 
     def __post_init__(self) -> None:
+        for host in self.allowed_hosts:
+            if not HOST.fullmatch(host):
+                raise ValueError(f"{host!r} is not a name for a host")
         for what, names in (
             ("an affinity group", self.affinity),
             ("an anti-affinity group", self.anti_affinity),
-            ("a host", self.allowed_hosts),
         ):
             for name in names:
                 if not GROUP.fullmatch(name):
