@@ -108,7 +108,7 @@ def test_a_drain_is_cancelled_and_another_outlives_its_daemon_and_goes_on(lab, t
     done = admin.ask("sterna vm start b")
     assert done.returncode == 3
     assert "is being emptied (drained) and starts no VM" in done.stderr
-    admin.run("sterna host drain")
+    Administrator(target).run(f"sterna host drain {source.name}")
     assert (here(source), here(target)) == ([], ["a", "b", "c"])
 
     target.client.delete("/v1/vms/c")
@@ -124,7 +124,12 @@ def test_a_drain_is_cancelled_and_another_outlives_its_daemon_and_goes_on(lab, t
     target.client.patch("/v1/host/settings", {"bandwidth": 0})
     assert "1 VM moved" in admin.run("sterna host resume")
     assert (here(source), here(target)) == (["a", "b"], [])
-    admin.run("sterna vm start b")
+    admin.run("sterna host drain")
+    told = admin.run("sterna host resume --no-fail-back")
+    assert f"a: skipped, it stays on {target.name}" in told
+    assert (here(source), here(target)) == ([], ["a", "b"])
+    assert list((source.folder / "state" / "drain").iterdir()) == []
+    admin.run(f"sterna --host {target.name} vm start b")
 
 
 def test_where_a_vm_may_be_is_found_mended_and_the_vm_moves(lab):
