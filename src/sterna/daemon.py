@@ -207,8 +207,13 @@ class Daemon:
         return [here, *peers]
 
     async def _peer_row(self, name: str) -> dict[str, Any]:
-        row = {"name": name, "url": self.config.peers[name].url, "version": "", "vms": None}
-        row["draining"] = False
+        row: dict[str, Any] = {
+            "name": name,
+            "url": self.config.peers[name].url,
+            "version": "",
+            "vms": None,
+            "draining": False,
+        }
         try:
             async with asyncio.timeout(PEER_S):
                 facts = await self.peers.get(name).facts()

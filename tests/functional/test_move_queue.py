@@ -109,4 +109,4 @@ def test_nonsense_is_refused_in_one_sentence(pair):
     (here, _) = pair
     with pytest.raises(BadSpec, match="live_moves is 0; it must be between 1 and 64"):
         here.client.patch("/v1/host/settings", {"live_moves": 0})
-    assert here.client.get("/v1/host")["settings"] == ORDINARY
+    assert here.client.get("/v1/host")["settings"] == ORDINARY | {"draining": False}

@@ -9,12 +9,13 @@ import asyncio
 import contextlib
 
 from sterna import clock
-from sterna.errors import Conflict, HostUnreachable, NotFound
+from sterna.errors import Conflict, HostUnreachable, NotFound, SternaError
 from sterna.model.move import MoveWishes
 from sterna.model.operation import Operation
 from sterna.model.several import Part
 from sterna.move.convoy import Tell
 from sterna.move.peer import Peers
+from sterna.tasks import finish
 from sterna.vms.service import VMs
 
 WAIT_S = 20.0  # a question that is answered at the end of a move, or then
@@ -31,8 +32,19 @@ class Back:
 
     async def begin(self, part: Part) -> str:
         """Ask its host to move it here."""
-        wishes = MoveWishes(target=self._vms.config.name)
-        return (await self._peers.get(part.source).move(part.vm_id, wishes)).id
+        peer, begun = self._peers.get(part.source), list[Operation]()
+
+        async def ask() -> None:
+            begun.append(await peer.move(part.vm_id, MoveWishes(target=self._vms.config.name)))
+
+        try:
+            await finish(ask())
+        except asyncio.CancelledError:
+            for one in begun:
+                with contextlib.suppress(SternaError):
+                    await finish(peer.cancel(one.id))
+            raise
+        return begun[0].id
 
     async def follow(self, part: Part, tell: Tell) -> Operation:
         """Its end. Raises HostUnreachable when its host has been silent for SILENT_S."""

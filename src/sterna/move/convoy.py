@@ -58,7 +58,10 @@ class Driver(Protocol):
     """Who moves one VM of several."""
 
     async def begin(self, part: Part) -> str:
-        """Start its move; the id of that operation. Raises SternaError: nothing has happened."""
+        """Start its move; the id of that operation. Raises SternaError: nothing has happened.
+
+        Cancelled, it leaves no move behind that has begun.
+        """
 
     async def follow(self, part: Part, tell: Tell) -> Operation:
         """The end of its move; `tell` gets each snapshot on the way. Raises SternaError."""
@@ -67,7 +70,7 @@ class Driver(Protocol):
         """Ask its move to stop. Raises SternaError."""
 
     async def has_left(self, part: Part) -> bool:
-        """Whether it is away from its source, after a move that left something behind."""
+        """Whether it is away from its source, after a move that ended well, or left something."""
 
 
 class Local:
@@ -181,10 +184,8 @@ class Convoy:
             self._fail(index, error)
             return
         state = ENDS[ended.state]
-        if ended.state is OperationState.PARTIAL and not await self._driver.has_left(
-            self.parts[index]
-        ):
-            state = PartState.FAILED
+        if state.has_moved and not await self._driver.has_left(self.parts[index]):
+            state = PartState.FAILED  # such as taken back, after its target was fenced
         if _was_refused(ended):
             state = PartState.REFUSED
         fix = str(ended.error.get("hint", ""))

@@ -110,6 +110,12 @@ class Drains:
             await self._store.delete(vm_id)
             del self.away[vm_id]
 
+    async def _strike_here(self) -> None:
+        """None of those that are here is away."""
+        for vm in self._here():
+            with contextlib.suppress(SternaError):  # then `resume` finds that it is here
+                await self.strike(vm.id)
+
     # ---- drain -----------------------------------------------------------------------------
 
     async def plan(self, wishes: DrainWishes) -> SeveralPlan:
@@ -138,9 +144,9 @@ class Drains:
                     done = await Convoy(job, Leaving(self, job), parts).run()
                 except SeveralCancelled as error:
                     raise SeveralCancelled(**{**error.facts, "fix": CANCELLED}) from error
-            for part in done:
-                if (vm := self.vms.by_id(part.vm_id)) is not None and vm.is_here:
-                    await self.strike(part.vm_id)
+                finally:
+                    if job.stopped_by != "shutdown":
+                        await self._strike_here()
             return concluded(done, job.id)
 
         return await self._start("drain", work)
@@ -205,10 +211,10 @@ class Drains:
         return await self._start("resume", work)
 
     async def _strike_returned(self, parts: Sequence[Part]) -> None:
+        await self._strike_here()
         for part in parts:
-            vm = self.vms.by_id(part.vm_id)
-            if part.state is PartState.SKIPPED or (vm is not None and vm.is_here):
-                with contextlib.suppress(SternaError):  # then it is found here the next time
+            if part.state is PartState.SKIPPED:
+                with contextlib.suppress(SternaError):
                     await self.strike(part.vm_id)
 
     def _known(self, one: Away) -> Planned:
