@@ -9,7 +9,7 @@ ROOT := $(shell test "$$(id -u)" = 0 || echo sudo env PYTHONDONTWRITEBYTECODE=1)
 PYTEST = $(BIN)/python -m pytest
 ROOT_PYTEST = $(ROOT) $(PYTEST) -p no:cacheprovider
 
-.PHONY: help setup setup-dev install demo test lint format unit model golden functional faults crashes ui postcopy versions bench bench-carriers docs \
+.PHONY: help setup setup-dev install demo test lint format unit model golden functional faults crashes ui postcopy drain versions bench bench-carriers docs \
 	clean distclean
 
 help: ## this list
@@ -70,6 +70,9 @@ streams: setup-dev ## migration streams of QEMU 7.2 and 10 through the codec (mi
 	scripts/second-qemu .cache/second-qemu
 	$(ROOT) env STERNA_SECOND_QEMU=$(CURDIR)/.cache/second-qemu $(PYTEST) -p no:cacheprovider \
 		-m functional tests/functional/test_carrier_streams.py
+
+drain: setup-dev ## a host with eight VMs is emptied to two others and filled again (a minute)
+	$(ROOT_PYTEST) -m functional tests/functional/test_drain.py
 
 versions: setup-dev ## moves between QEMU 7.2 and 10 (two minutes; downloads QEMU 10)
 	$(ROOT_PYTEST) -m functional tests/functional/test_check_machine.py

@@ -32,13 +32,16 @@ from sterna.host.network import Network
 from sterna.host.registry import Pools, Switches
 from sterna.host.settings import Settings
 from sterna.model.host import HostFacts, QEMUFacts, SwitchFacts
+from sterna.model.placement import groups
 from sterna.model.settings import HostSettings
+from sterna.move.drain import Drains
 from sterna.move.engine import Moves
 from sterna.move.fleet import Fleet
 from sterna.move.incoming import Incoming
 from sterna.move.peer import Peers
 from sterna.move.recovery import Recovery
 from sterna.move.resolve import Doubts
+from sterna.move.several import Several
 from sterna.move.storage.engine import StorageMoves
 from sterna.operations.journal import Journal
 from sterna.operations.runner import Runner
@@ -70,6 +73,7 @@ class Daemon:
         self.peers = Peers(settings)
         self.incoming = Incoming(self.vms, lambda: self.facts(with_switches=False))
         self.incoming.settings = lambda: self.settings.now
+        self.vms.is_draining = lambda: self.settings.now.draining
         self.checkpoints = Checkpoints(self.vms)
         self.inspections = Inspections(self.vms)
         self.ports = Ports(self.vms, self.checkpoints)
@@ -78,6 +82,9 @@ class Daemon:
         self.moves = Moves(
             self.vms, self.peers, self.facts, self.seeds, self.inspections, self.settings
         )
+        self.several = Several(self.vms, self.moves)
+        self.fleet = Fleet(self.vms, self.peers, self.facts)
+        self.drains = Drains(self.vms, self.moves, self.peers, self.fleet, self.settings)
         self.plugs = Plugs(self.vms)
         self.doubts = Doubts(self.vms, self.peers, self.incoming)
 
@@ -97,6 +104,7 @@ class Daemon:
                 ("switch", self.launcher.switches.damaged),
                 ("pool", self.launcher.pools.damaged),
                 ("settings", self.settings.damaged),
+                ("drained VM", self.drains.damaged),
             )
             for item in damaged
         ]
@@ -122,6 +130,9 @@ class Daemon:
             problems=tuple(problems),
             uplinks=uplinks,
             settings=self.settings.now,
+            groups=groups(
+                (vm.name, vm.record.spec.placement) for vm in self.vms.all() if vm.is_here
+            ),
             macs={
                 nic.mac: f"{vm.name} {nic.name}"
                 for vm in self.vms.all()
@@ -137,7 +148,13 @@ class Daemon:
     async def start(self) -> None:
         """Bring switches and VMs back to what their records say; then the API may answer."""
         self.ports.load()
-        ends = {**settlers(self.vms, self.checkpoints), **self.ports.settlers()}
+        self.drains.load()
+        ends = {
+            **settlers(self.vms, self.checkpoints),
+            **self.ports.settlers(),
+            **self.several.settlers(),
+            **self.drains.settlers(),
+        }
         recovery = Recovery(self.vms, self.peers, self.incoming, ends)
         await recovery.run()
         await self.plugs.restore()
@@ -166,11 +183,13 @@ class Daemon:
             inspections=self.inspections,
             ports=self.ports,
             storage_moves=StorageMoves(self.vms, self.moves.storage_slots),
-            fleet=Fleet(self.vms, self.peers, self.facts),
+            fleet=self.fleet,
             plugs=self.plugs,
             settings=self.settings,
             incoming=self.incoming,
             doubts=self.doubts,
+            several=self.several,
+            drains=self.drains,
         )
 
     async def hosts(self) -> list[dict[str, Any]]:
@@ -182,12 +201,19 @@ class Daemon:
             "reason": "",
             "version": __version__,
             "vms": sum(vm.is_here for vm in self.vms.all()),
+            "draining": self.settings.now.draining,
         }
         peers = await asyncio.gather(*(self._peer_row(name) for name in self.peers.names))
         return [here, *peers]
 
     async def _peer_row(self, name: str) -> dict[str, Any]:
-        row = {"name": name, "url": self.config.peers[name].url, "version": "", "vms": None}
+        row: dict[str, Any] = {
+            "name": name,
+            "url": self.config.peers[name].url,
+            "version": "",
+            "vms": None,
+            "draining": False,
+        }
         try:
             async with asyncio.timeout(PEER_S):
                 facts = await self.peers.get(name).facts()
@@ -195,7 +221,13 @@ class Daemon:
             return row | {"state": "down", "reason": f"no answer within {PEER_S:g} s"}
         except SternaError as error:
             return row | {"state": "down", "reason": error.message}
-        return row | {"state": "up", "reason": "", "version": facts.sterna, "vms": facts.vms}
+        return row | {
+            "state": "up",
+            "reason": "",
+            "version": facts.sterna,
+            "vms": facts.vms,
+            "draining": facts.settings.draining,
+        }
 
     async def peer_facts(self, name: str) -> HostFacts:
         """Facts of this host or of a peer."""

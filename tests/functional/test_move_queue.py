@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
-
 import pytest
 
-from checking import Administrator, make, restart
+from checking import Administrator, fill, make, restart
 from moving import wait_until
 from sterna.errors import BadSpec
 
@@ -45,15 +42,6 @@ def run(host, *names):
         if name == "a":
             fill(host, name)
         host.client.post(f"/v1/vms/{name}:start")
-
-
-def fill(host, name):
-    """Its disk, of a VM that is off, so that there is something to carry."""
-    (pool,) = [
-        one["pool"] for one in host.client.get("/v1/pools") if one["pool"]["name"] == "local"
-    ]
-    (image,) = Path(pool["path"]).glob(f"{name}-vda*")
-    subprocess.run(["qemu-io", "-c", "write -P 171 0 16M", "-f", "qcow2", str(image)], check=True)
 
 
 def move(host, name, target, **wishes):
@@ -121,4 +109,4 @@ def test_nonsense_is_refused_in_one_sentence(pair):
     (here, _) = pair
     with pytest.raises(BadSpec, match="live_moves is 0; it must be between 1 and 64"):
         here.client.patch("/v1/host/settings", {"live_moves": 0})
-    assert here.client.get("/v1/host")["settings"] == ORDINARY
+    assert here.client.get("/v1/host")["settings"] == ORDINARY | {"draining": False}

@@ -37,7 +37,8 @@ def busy(sterna, sternad):
     [
         (["vm", "show", ""], ["db", "web", "worker"]),
         (["vm", "start", "w"], ["web", "worker"]),
-        (["move", "web", ""], ["hv-b", "hv-c"]),
+        (["move", "web", ""], ["hv-b", "hv-c", "db", "worker"]),
+        (["move", "web", "h"], ["hv-b", "hv-c"]),
         (["host", "show", ""], ["hv-a", "hv-b", "hv-c"]),
         (["op", "show", ""], ["running-1", "succeeded-1"]),
         (["op", "wait", ""], ["running-1"]),

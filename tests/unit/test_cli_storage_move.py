@@ -66,7 +66,7 @@ def test_without_storage_the_argument_is_a_host(monkeypatch):
     "line",
     [
         (),
-        ("host-b", "host-c"),
+        ("--storage", "fast", "--dry-run"),
         ("--storage",),
         ("--storage", "fast", "cold"),
         ("host-b", "--keep-for", "48h"),

@@ -15,6 +15,7 @@ from sterna.model.edge import dump_json
 from sterna.model.operation import LogLine, Operation, OperationState
 from sterna.operations import tables
 from sterna.operations.journal import Journal
+from sterna.operations.schema import MIGRATIONS
 from sterna.operations.tables import Limits
 
 
@@ -179,6 +180,29 @@ async def test_the_cost_of_reads_and_writes_does_not_grow_with_history(tmp_path)
     few, many = figures
     for name, figure in few.items():
         assert many[name] <= 1.2 * figure + 60, f"{name}: {figure} steps, then {many[name]}"
+    await journal.close()
+
+
+@in_loop
+async def test_a_journal_of_the_version_before_is_read_and_goes_on(tmp_path):
+    path = tmp_path / "journal.db"
+    body = dump_json(operation(1)).decode().replace('"parent":"",', "")
+    assert "parent" not in body
+    with sqlite3.connect(path) as connection:
+        connection.executescript(MIGRATIONS[0])
+        connection.execute("PRAGMA user_version = 1")
+        connection.execute(
+            "INSERT INTO operation (id, kind, vm, vm_id, state, is_final, event, body)"
+            " VALUES ('op-1', 'move', 'vm1', 'id-1', 'succeeded', 1, 1, ?)",
+            (body,),
+        )
+    connection.close()
+    journal = Journal(path)
+    assert journal.damaged == []
+    save(journal, operation(2, parent="op-1"))
+    assert [one.id for one in await journal.newest()] == ["op-2", "op-1"]
+    assert [one.id for one in await journal.parts("op-1")] == ["op-2"]
+    assert await journal.parts("") == []
     await journal.close()
 
 

@@ -18,13 +18,14 @@ from sterna.api.routes import (
     pools,
     port,
     root,
+    several,
     switches,
     vms,
 )
 from sterna.api.services import Services
 from sterna.api.views import Problem
 
-PUBLIC = (root, vms, checkpoints, switches, pools, disks, port, operations, events)
+PUBLIC = (root, vms, several, checkpoints, switches, pools, disks, port, operations, events)
 SCHEMA = "/v1/openapi.json"
 DESCRIPTION = (
     "Hosts, VMs and moves. Long work is an operation: 202, Location, then /v1/operations/{id}. "

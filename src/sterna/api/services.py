@@ -18,6 +18,7 @@ from sterna.model.move import MoveWishes, StorageWishes
 from sterna.model.operation import Operation
 from sterna.model.port import ExportWishes, ImportWishes
 from sterna.model.settings import HostSettings, SettingsChanges
+from sterna.model.several import DrainWishes, ResumeWishes, SeveralPlan, SeveralWishes
 from sterna.model.vm import NICChanges, VMChanges, VMSpec
 from sterna.operations.runner import Runner
 
@@ -93,6 +94,22 @@ class Moves(Protocol):
     async def begin(self, ref: str, wishes: MoveWishes) -> Operation: ...
 
 
+class Several(Protocol):
+    """Moves of several VMs as one operation."""
+
+    async def plan(self, wishes: SeveralWishes) -> SeveralPlan: ...
+    async def begin(self, wishes: SeveralWishes) -> Operation: ...
+
+
+class Drains(Protocol):
+    """This host emptied for maintenance, and filled again."""
+
+    async def plan(self, wishes: DrainWishes) -> SeveralPlan: ...
+    async def begin(self, wishes: DrainWishes) -> Operation: ...
+    async def plan_resume(self, wishes: ResumeWishes) -> SeveralPlan: ...
+    async def resume(self, wishes: ResumeWishes) -> Operation: ...
+
+
 class Doubts(Protocol):
     """Moves whose outcome is unknown."""
 
@@ -147,6 +164,8 @@ class Services:
     plugs: Any = None  # a Plugs
     incoming: Any = None  # what routes/peer.py serves
     doubts: Any = None  # a Doubts
+    several: Any = None  # a Several
+    drains: Any = None  # a Drains
 
 
 def _services(request: Request) -> Services:

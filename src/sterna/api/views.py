@@ -35,6 +35,7 @@ class HostView(View):
     reason: str = Field(description="Why it is down")
     version: str
     vms: int | None
+    draining: bool = Field(False, description="It is being emptied: it takes and starts no VM")
 
 
 class ProcessView(View):

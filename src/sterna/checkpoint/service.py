@@ -254,6 +254,7 @@ class Checkpoints:
         """Go on from the saved state, paused if it was."""
         vm = self._vms.get(ref)
         self._vms.require_idle(vm)
+        self._vms.require_starts()
         self._require_saved(vm)
 
         async def work(job: Job) -> JSON:

@@ -12,10 +12,21 @@ from sterna.checks import (
     machine,
     memory,
     network,
+    placement,
     processor,
     state,
     storage,
     trust,
 )
 
-__all__ = ["hosts", "machine", "memory", "network", "processor", "state", "storage", "trust"]
+__all__ = [
+    "hosts",
+    "machine",
+    "memory",
+    "network",
+    "placement",
+    "processor",
+    "state",
+    "storage",
+    "trust",
+]

@@ -81,6 +81,16 @@ def inbound(q: Question) -> Iterator[Finding]:
         )
 
 
+@check("host.draining", BLOCKER, "The target is not being emptied for maintenance")
+def draining(q: Question) -> Iterator[Finding]:
+    if q.target.settings.draining:
+        yield Finding(
+            f"{q.target.name} takes no VMs: it is being emptied (drained)",
+            "When its maintenance is over",
+            there(q, "host resume"),
+        )
+
+
 @check("host.problems", WARNING, "The target reports no problem of its own")
 def problems(q: Question) -> Iterator[Finding]:
     for problem in q.target.problems:

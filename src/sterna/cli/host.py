@@ -9,17 +9,21 @@ import click
 from sterna.cli import complete, values
 from sterna.cli.baseline import baseline
 from sterna.cli.command import Settings, command, group
+from sterna.cli.drain import drain, resume
 
 ON_OFF = click.Choice(["on", "off"])
 
 host = group(
     "host",
-    "Look at this host and the hosts that it knows.",
+    "This host and the hosts that it knows: look, set, empty for maintenance.",
     "sterna host list",
     "sterna host show host-b",
+    "sterna host drain host-b",
     "sterna host certificate > host-a.pem",
 )
 host.add_command(baseline)
+host.add_command(drain)
+host.add_command(resume)
 
 
 @command(host, "list", "sterna host list", "sterna host list -o json")
@@ -33,7 +37,7 @@ def list_(settings: Settings) -> None:
         document(hosts)
         return
     rows = [
-        (h["name"], h["state"], h.get("url"), h.get("version"), h.get("vms"), h.get("reason"))
+        (h["name"], _state(h), h.get("url"), h.get("version"), h.get("vms"), h.get("reason"))
         for h in hosts
     ]
     table(("NAME", "STATE", "URL", "VERSION", "VMS", "REASON"), rows, right=(4,))
@@ -128,14 +132,19 @@ def set_(settings: Settings, /, **wanted: Any) -> None:
         line(f"moves: {_settings(changed)}")
 
 
+def _state(found: dict[str, Any]) -> str:
+    return f"{found['state']}, draining" if found.get("draining") else str(found["state"])
+
+
 def _settings(found: dict[str, Any]) -> str:
     from sterna.units import format_rate  # noqa: PLC0415 - start-up time
 
     if not found:
         return ""
     rate = format_rate(found["bandwidth"]) if found["bandwidth"] else "no limit"
+    draining = "draining: it takes and starts no VM, until sterna host resume; "
     return (
-        f"inbound {'on' if found['inbound'] else 'off'}, "
+        f"{draining if found.get('draining') else ''}inbound {'on' if found['inbound'] else 'off'}, "
         f"outbound {'on' if found['outbound'] else 'off'}, at a time {found['live_moves']} live and "
         f"{found['storage_moves']} of storage, {rate}"
     )

@@ -16,10 +16,13 @@ from sterna.cli.command import LazyGroup, Settings
 
 LAZY = {
     "vm": ("sterna.cli.vm:vm", "Create, run and look at virtual machines."),
-    "move": ("sterna.cli.move:move", "Move a VM to another host, or its disks to other pools."),
+    "move": ("sterna.cli.move:move", "Move VMs to another host, or disks of one to other pools."),
     "check": ("sterna.cli.check:check", "What a move would meet: every finding, and its fix."),
     "op": ("sterna.cli.op:op", "Follow, cancel and read about long-running operations."),
-    "host": ("sterna.cli.host:host", "Look at this host and the hosts that it knows."),
+    "host": (
+        "sterna.cli.host:host",
+        "This host and the hosts that it knows: look, set, empty for maintenance.",
+    ),
     "switch": ("sterna.cli.switch:switch", "Virtual switches that VMs are plugged into."),
     "pool": ("sterna.cli.pool:pool", "Places for the disks of VMs."),
     "disk": ("sterna.cli.disk:disk", "Check the images of disks; copies that moves have kept."),

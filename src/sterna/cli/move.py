@@ -1,4 +1,4 @@
-"""`sterna move`: carry a VM to another host, or its disks to other pools of its host."""
+"""`sterna move`: carry VMs to another host, or the disks of one to other pools of its host."""
 
 from __future__ import annotations
 
@@ -90,9 +90,15 @@ OPTIONS = (
 
 
 def _places(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Hosts, or with --storage pools."""
-    names = complete.pools if context.params.get("storage") else complete.others
-    return names(context, parameter, incomplete)
+    """More VMs and hosts, or with --storage pools."""
+    if context.params.get("storage"):
+        return complete.pools(context, parameter, incomplete)
+    given = {context.params.get("vm"), *(context.params.get("where") or ())}
+    names = [
+        *complete.others(context, parameter, incomplete),
+        *complete.vms(context, parameter, incomplete),
+    ]
+    return [name for name in names if name not in given]
 
 
 def options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,7 +111,7 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command(
     "move",
     cls=Command,
-    short_help="Move a VM to another host, or its disks to other pools.",
+    short_help="Move VMs to another host, or disks of one to other pools.",
     examples=(
         "sterna move web host-b",
         "sterna move web host-b --max-downtime 100ms --bandwidth 1Gbit",
@@ -114,6 +120,8 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
         "sterna move web host-b --keep-source --keep-for 48h",
         "sterna move web host-b --carrier compression",
         "sterna move web host-b --deadline 10m -o json | tail -n 1",
+        "sterna move web1 web2 db host-b",
+        "sterna move web1 web2 db host-b --dry-run",
         "sterna move web --storage fast",
         "sterna move web --storage vda=fast vdb=archive:raw --keep-source",
         "sterna check web host-b -o json > plan.json; sterna move --plan plan.json",
@@ -121,7 +129,9 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
     ),
 )
 @click.argument("vm", metavar="VM", required=False, shell_complete=complete.vms)
-@click.argument("where", metavar="HOST | POOL | DISK=POOL...", nargs=-1, shell_complete=_places)
+@click.argument(
+    "where", metavar="[VM...] HOST | POOL | DISK=POOL...", nargs=-1, shell_complete=_places
+)
 @click.option(
     "--storage",
     is_flag=True,
@@ -134,6 +144,7 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="FILE",
     help="Move exactly as `sterna check -o json` has planned, or not at all; instead of VM and HOST.",
 )
+@click.option("--dry-run", is_flag=True, help="Show what would become of each VM, and do nothing.")
 @click.option("--detach", is_flag=True, help="Print the operation's id and do not wait.")
 @click.pass_obj
 def move(
@@ -146,6 +157,9 @@ def move(
     **wished: Any,
 ) -> int:
     """Move a VM to another host, live if it runs, with its disks unless the hosts share them.
+
+    Several VMs are one operation: what is planned for each is shown first, they go in the order
+    given, as many at a time as both hosts allow, and one that fails stops no other.
 
     With --storage the VM stays where it is and its disks go to other pools of that host, all of
     them or those that are named.
@@ -160,6 +174,16 @@ def move(
         vm, body = _planned(plan, {"VM": vm, "HOST": where, **wished})
     elif vm is None:
         raise click.UsageError("Missing argument 'VM'.", click.get_current_context())
+    elif wished["dry_run"] and wished["storage"]:
+        problem = "--dry-run is for moves to another host."
+        raise click.UsageError(problem, click.get_current_context())
+    elif (len(where) > 1 or wished["dry_run"]) and not wished["storage"]:
+        from sterna.cli import several  # noqa: PLC0415 - start-up time
+
+        body = {"vms": [vm, *where[:-1]], "wishes": _host(where[-1:], wished)}
+        return several.carry_out(
+            settings, "/v1/moves", body, dry_run=wished["dry_run"], detach=detach
+        )
     else:
         body = _storage(where, wished) if wished["storage"] else _host(where, wished)
     kind = "storage-moves" if wished["storage"] else "moves"
@@ -182,9 +206,8 @@ def _planned(file: str, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def _host(where: tuple[str, ...], wished: Mapping[str, Any]) -> dict[str, Any]:
     """Body of a move to another host."""
-    if len(where) != 1:
-        problem = "Missing argument 'HOST'." if not where else f"Only one HOST, not {len(where)}."
-        raise click.UsageError(problem, click.get_current_context())
+    if not where:
+        raise click.UsageError("Missing argument 'HOST'.", click.get_current_context())
     return wishes(where[0], wished)
 
 

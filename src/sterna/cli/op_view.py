@@ -44,6 +44,8 @@ def one(settings: Settings, operation: Mapping[str, Any]) -> None:
         ("took", _took(operation)),
         ("progress", ", ".join(sample_text(progress)) if not operation.get("ended") else ""),
         ("steps", [step_line(step).strip() for step in operation.get("steps") or ()]),
+        ("vms", _parts(operation)),
+        ("part of", operation.get("parent")),
         ("error", error.get("title")),
         ("fix", error.get("hint")),
     ])  # fmt: skip
@@ -97,6 +99,7 @@ def result(settings: Settings, operation: Mapping[str, Any]) -> None:
         json_line(_line(operation))
     if error and state not in ("succeeded", "warned"):
         tell(error)
+        _tell_parts(operation)
     elif state not in ("succeeded", "warned"):
         tell({"title": _still(operation), "hint": _hint(operation)})
     if settings.is_json or state not in ("succeeded", "warned"):
@@ -106,9 +109,28 @@ def result(settings: Settings, operation: Mapping[str, Any]) -> None:
     else:
         told = (operation.get("result") or {}).get("text")
         line(printable(told or f"{operation.get('kind')} of {operation.get('vm')}: {state}"))
+        fields([("  vms", _parts(operation))])
         fields([("  disks", _disks(operation.get("result") or {}))])
         for warning in _warnings(operation):
             line(printable(f"warning: {warning}"))
+
+
+def _parts(operation: Mapping[str, Any]) -> list[str]:
+    """What became of each VM of an operation about several."""
+    parts = (operation.get("result") or {}).get("vms")
+    if not isinstance(parts, list):
+        return []
+    from sterna.cli.several import sentences  # noqa: PLC0415 - start-up time
+
+    return sentences(parts)
+
+
+def _tell_parts(operation: Mapping[str, Any]) -> None:
+    parts = (operation.get("result") or {}).get("vms")
+    if isinstance(parts, list):
+        from sterna.cli.several import tell  # noqa: PLC0415 - start-up time
+
+        tell(parts)
 
 
 def move_summary(operation: Mapping[str, Any]) -> None:
@@ -246,7 +268,7 @@ def _ms(milliseconds: float) -> str:
 
 
 def _still(operation: Mapping[str, Any]) -> str:
-    what = f"the {operation.get('kind', 'operation')} of {operation.get('vm', '?')}"
+    what = f"the {operation.get('kind', 'operation')} of {operation.get('vm') or 'several VMs'}"
     state = str(operation["state"])
     if state == "unknown":
         return f"the outcome of {what} is not known yet"

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from sterna.cli.bar import Bar
 
 
+WHOLE = 1000  # steps of a bar that shows a share
 AFTER_MEMORY = ("handover", "tidy")  # the last numbers of the memory phase are history then
 
 
@@ -79,11 +81,11 @@ class Lines(Display):
 
     def __init__(self) -> None:
         self._last: tuple[object, ...] = ()
-        self._steps = 0
+        self._told: set[int] = set()  # steps, by their place
 
     def state(self, operation: Mapping[str, Any]) -> None:
-        for step in new_steps(operation, self._steps):
-            self._steps += 1
+        for place, step in new_steps(operation, self._told):
+            self._told.add(place)
             self.print(step_line(step))
         now = (operation["state"], operation.get("phase"))
         if now != self._last and not operation.get("ended"):
@@ -131,6 +133,9 @@ class Terminal(Lines):
             self._bar.full()
 
     def sample(self, sample: Mapping[str, Any]) -> None:
+        if "share" in sample:  # of several VMs
+            self._bar.numbers(WHOLE, round(WHOLE * sample["share"]), sample_text(sample))
+            return
         self._bar.numbers(int(sample.get("total") or 0), done(sample), sample_text(sample))
 
     def print(self, text: str) -> None:
@@ -146,14 +151,15 @@ def display(is_json: bool) -> Display:
     return Lines()
 
 
-def new_steps(operation: Mapping[str, Any], shown: int) -> list[Mapping[str, Any]]:
-    """Steps that ended since `shown` of them were told, in their order."""
-    ended = []
-    for step in list(operation.get("steps") or ())[shown:]:
-        if step.get("state") == "running":
-            break
-        ended.append(step)
-    return ended
+def new_steps(
+    operation: Mapping[str, Any], told: AbstractSet[int]
+) -> list[tuple[int, Mapping[str, Any]]]:
+    """Steps that have ended, but for those at the places `told`; each with its place."""
+    return [
+        (place, step)
+        for place, step in enumerate(operation.get("steps") or ())
+        if place not in told and step.get("state") != "running"
+    ]
 
 
 def phase_text(operation: Mapping[str, Any]) -> str:
@@ -166,7 +172,8 @@ def phase_text(operation: Mapping[str, Any]) -> str:
 def head_line(operation: Mapping[str, Any]) -> str:
     """`move of web to b: memory`"""
     peer = f" to {operation['peer']}" if operation.get("peer") else ""
-    what = f"{operation.get('kind', 'operation')} of {operation.get('vm', '?')}{peer}"
+    of = f" of {operation['vm']}" if operation.get("vm") else ""
+    what = f"{operation.get('kind', 'operation')}{of}{peer}"
     return f"{what}: {phase_text(operation)}"
 
 
@@ -185,6 +192,10 @@ def done(sample: Mapping[str, Any]) -> int:
 def sample_text(sample: Mapping[str, Any]) -> list[str]:
     """What a person wants to know of a sample, the most important first."""
     parts = []
+    if "vms" in sample:
+        parts.append(f"{sample.get('vms_ended', 0)} of {sample['vms']} VMs")
+        under_way = sample.get("under_way") or {}
+        parts += [f"{name} {round(100 * share)} %" for name, share in under_way.items()]
     if total := sample.get("total"):
         parts.append(f"{format_size(done(sample))} of {format_size(total)}")
     if rate := sample.get("rate"):

@@ -49,6 +49,12 @@ def limit(value: Any) -> int | str:
     return "none" if str(value).strip().lower() == "none" else rate(value)
 
 
+def names(value: Any) -> list[str]:
+    """`a,b`, or `none`."""
+    text = str(value).strip()
+    return [] if text.lower() == "none" else [name.strip() for name in text.split(",")]
+
+
 def duration(value: Any) -> float:
     """Seconds of `300ms`, `90s`, `10m` or `2h`; a bare number is seconds."""
     match = _DURATION.fullmatch(str(value).strip())

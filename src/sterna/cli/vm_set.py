@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sterna.cli import complete
+from sterna.cli import complete, values
 from sterna.cli.command import Command, Settings
 
 LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "shared")
@@ -22,18 +22,19 @@ def _levels(_context: click.Context, _parameter: click.Parameter, incomplete: st
 @click.command(
     "set",
     cls=Command,
-    short_help="Change what a VM is: its processor.",
+    short_help="Change a VM: its processor, and where it may be.",
     examples=(
         "sterna vm set web --cpu-compat x86-64-v3",
         "sterna vm set web --cpu-compat shared",
         "sterna vm set web --cpu-compat shared --share-with host-b --share-with host-c",
+        "sterna vm set db1 --anti-affinity db --allowed-hosts host-a,host-b --priority 90",
+        "sterna vm set web --affinity shop --allowed-hosts none",
     ),
 )
 @the_vm
 @click.option(
     "--cpu-compat",
     metavar="LEVEL",
-    required=True,
     shell_complete=_levels,
     help="x86-64-v2, -v3 or -v4; shared: all that your hosts have in common; or a CPU model of "
     "QEMU.",
@@ -45,13 +46,46 @@ def _levels(_context: click.Context, _parameter: click.Parameter, incomplete: st
     shell_complete=complete.others,
     help="With shared: the hosts that it must be able to move to. Default: all known ones.",
 )
+@click.option(
+    "--affinity",
+    type=values.names,
+    metavar="GROUP,...",
+    help="Keep it on one host with the VMs of this group, if that can be. none: it has no group.",
+)
+@click.option(
+    "--anti-affinity",
+    type=values.names,
+    metavar="GROUP,...",
+    help="Keep it on another host than every VM of this group.",
+)
+@click.option(
+    "--allowed-hosts",
+    type=values.names,
+    metavar="HOST,...",
+    help="It moves to these hosts only. none: to every host.",
+)
+@click.option(
+    "--priority",
+    type=int,
+    metavar="N",
+    help="0 to 100; the higher go first when a host is emptied. Default of a VM: 50.",
+)
 @click.pass_obj
-def set_(settings: Settings, /, name: str, cpu_compat: str, share_with: tuple[str, ...]) -> None:
-    """Change a VM. A guest that runs, or is saved, sees its new processor from its next start."""
+def set_(settings: Settings, /, name: str, share_with: tuple[str, ...], **wanted: Any) -> None:
+    """Change a VM. A guest that runs, or is saved, sees its new processor from its next start.
+
+    Where it may be, and beside whom, holds at once: for moves, and when a host is emptied.
+    """
     from sterna.cli import vm_view  # noqa: PLC0415 - start-up time
     from sterna.client import segment  # noqa: PLC0415
 
-    changes: dict[str, Any] = {"cpu_compat": cpu_compat}
+    changes = {key: value for key, value in wanted.items() if value is not None}
+    if not changes:
+        problem = (
+            "Say what shall change: --cpu-compat, --affinity, --anti-affinity, --allowed-hosts or "
+            "--priority."
+        )
+        raise click.UsageError(problem, click.get_current_context())
     if share_with:
         changes["share_with"] = list(share_with)
     view = settings.client().patch(f"/v1/vms/{segment(name)}", changes)

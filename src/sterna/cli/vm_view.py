@@ -63,6 +63,7 @@ def one(settings: Settings, view: Mapping[str, Any]) -> None:
         ("vnc", view.get("vnc")),
         ("process", f"pid {process['pid']}, {process.get('accel')}" if process else ""),
         ("ownership", f"{ownership.get('state')}, epoch {ownership.get('epoch')}" if ownership else ""),
+        ("placement", _placement(spec.get("placement"))),
         ("tags", ", ".join(spec.get("tags") or ())),
         ("notes", list(view.get("notes") or ())),
     ])  # fmt: skip
@@ -94,6 +95,22 @@ def _saved(state: Mapping[str, Any] | None) -> str:
     if not state:
         return ""
     return f"{format_size(state['size'])} in {state['volume']} of pool {state['pool']}"
+
+
+def _placement(rules: Mapping[str, Any] | None) -> list[str]:
+    """Its rules, as far as they are not those of every VM."""
+    if not rules:
+        return []
+    said = [
+        f"{name}: {', '.join(rules[key])}"
+        for name, key in (
+            ("affinity", "affinity"),
+            ("anti-affinity", "anti_affinity"),
+            ("allowed hosts", "allowed_hosts"),
+        )
+        if rules.get(key)
+    ]
+    return [*said, f"priority {rules['priority']}"] if said or rules["priority"] != 50 else []
 
 
 def _boot(boot: Mapping[str, Any] | None) -> str:

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sterna.errors import BadSpec
 from sterna.host.store import Damaged, Store
@@ -40,11 +41,16 @@ class Settings:
         """What holds from now on. Raises BadSpec, StateNotWritten: then nothing has changed."""
         names = ("inbound", "outbound", "live_moves", "storage_moves", "bandwidth")
         given = {name: getattr(changes, name) for name in names}
+        return await self._change({name: one for name, one in given.items() if one is not None})
+
+    async def drain(self, *, is_draining: bool) -> HostSettings:
+        """From now on the host takes and starts no VM, or does so again. Raises StateNotWritten."""
+        return await self._change({"draining": is_draining})
+
+    async def _change(self, given: dict[str, Any]) -> HostSettings:
         async with self._lock:
             try:
-                new = replace(
-                    self.now, **{name: one for name, one in given.items() if one is not None}
-                )
+                new = replace(self.now, **given)
             except ValueError as error:
                 raise BadSpec(where="settings", reason=str(error)) from error
             await self._store.write(KEY, new)

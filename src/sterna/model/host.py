@@ -8,6 +8,7 @@ from typing import Literal
 
 from sterna.model.cpu import CPUFacts
 from sterna.model.disk import STRICT
+from sterna.model.placement import Groups
 from sterna.model.settings import HostSettings
 from sterna.model.vm import DEVICE_NAME, require_name
 
@@ -127,4 +128,5 @@ class HostFacts:
     problems: tuple[str, ...] = ()  # records set aside and the like: what an administrator must see
     uplinks: tuple[str, ...] = ()  # interfaces that are free to be the uplink of a switch
     settings: HostSettings = field(default_factory=HostSettings)  # for moves
+    groups: Groups = field(default_factory=Groups)  # of affinity, of its VMs
     macs: dict[str, str] = field(default_factory=dict)  # MAC address -> VM that has it, "web net0"

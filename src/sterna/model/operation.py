@@ -60,14 +60,15 @@ class Operation:
     """`progress` is the newest sample; `result` the report of a success; `error` a problem body."""
 
     id: str
-    kind: str  # move | receive | stop
-    vm: str  # name
+    kind: str  # move | receive | stop | moves | drain
+    vm: str  # name; empty: it is about several
     vm_id: str
     state: OperationState
     phase: str = ""
     created: str = ""
     ended: str = ""
     peer: str = ""  # the other host of a move
+    parent: str = ""  # operation that this one is a part of
     cancellable: bool = True
     steps: tuple[Step, ...] = ()
     progress: dict[str, Any] = field(default_factory=dict)

@@ -34,6 +34,7 @@ class HostSettings:
     outbound: bool = True  # VMs may leave
     live_moves: int = DEFAULT_AT_ONCE  # of VMs that run, at a time; away and hither apart
     storage_moves: int = DEFAULT_AT_ONCE  # of disks within the host, and of VMs that are off
+    draining: bool = False  # it is emptied: it takes no VM and starts none
     bandwidth: Bandwidth = 0  # bytes/s that all moves away may use together; 0: no limit
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
@@ -24,6 +24,7 @@ from sterna.model.disk import (
     require_file_name,
 )
 from sterna.model.network import LAST_VLAN, parse_trunk
+from sterna.model.placement import PlacementRules
 from sterna.units import parse_size
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
@@ -164,6 +165,7 @@ class VMSpec:
     boot: DirectBoot | None = None
     graphics: bool = True  # VGA with VNC on a Unix socket
     tags: tuple[str, ...] = ()
+    placement: PlacementRules = field(default_factory=PlacementRules)
 
     def __post_init__(self) -> None:
         require_name(self.name, "a VM")
@@ -195,15 +197,32 @@ class VMChanges:
     """Body of PATCH /v1/vms/{vm}. `cpu_compat`: a level, `shared` or a model of QEMU.
 
     `share_with`: the hosts that shall share the processor with the VM's own; empty: all it knows.
+    The others are those of `PlacementRules`. What is left out stays as it is.
     """
 
     __pydantic_config__ = STRICT
 
-    cpu_compat: str
+    cpu_compat: str | None = None
     share_with: tuple[str, ...] = ()
+    affinity: tuple[str, ...] | None = None
+    anti_affinity: tuple[str, ...] | None = None
+    allowed_hosts: tuple[str, ...] | None = None
+    priority: int | None = None
+
+    @property
+    def placement(self) -> dict[str, Any]:
+        """The rules that shall change, by name."""
+        names = ("affinity", "anti_affinity", "allowed_hosts", "priority")
+        given = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in given.items() if value is not None}
 
     def __post_init__(self) -> None:
-        require_choice(self.cpu_compat, ())
+        if self.cpu_compat is not None:
+            require_choice(self.cpu_compat, ())
+        elif not self.placement:
+            raise ValueError(
+                "say what shall change: cpu_compat, affinity, anti_affinity, allowed_hosts, priority"
+            )
         if self.share_with and self.cpu_compat != SHARED:
             raise ValueError(f"share_with goes with cpu_compat {SHARED} only")
 

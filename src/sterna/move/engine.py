@@ -66,8 +66,8 @@ class Moves:
         """The same for each of these targets; none: all hosts that this one knows."""
         return await self._preflight.reports(self._vms.get(ref), wishes, targets)
 
-    async def begin(self, ref: str, wishes: MoveWishes) -> Operation:
-        """Plan the move of a VM and start it as an operation.
+    async def begin(self, ref: str, wishes: MoveWishes, parent: str = "") -> Operation:
+        """Plan the move of a VM and start it as an operation, which may be a part of `parent`.
 
         Raises, with nothing changed: VMNotFound, VMBusy, HostUnknown, HostUnreachable, MoveRefused.
         """
@@ -109,7 +109,7 @@ class Moves:
                 self._seeds.make_whole(vm)  # if it is here still
 
         return self._vms.runner.start(
-            "move", vm=vm.name, vm_id=vm.id, work=work, peer=wishes.target
+            "move", vm=vm.name, vm_id=vm.id, work=work, peer=wishes.target, parent=parent
         )
 
     async def _choose(self, vm: VM, travel: Travel, wishes: MoveWishes) -> tuple[bool, str]:

@@ -72,17 +72,22 @@ class Fleet:
         return baseline(hosts)
 
     async def change(self, ref: str, changes: VMChanges) -> dict[str, Any]:
-        """Change a VM; its view. Raises CPULacking, NoBaseline and what `baseline` raises."""
+        """Change a VM; its view. Raises BadSpec, CPULacking, NoBaseline and what `baseline` raises."""
         vm = self._vms.get(ref)
         self._vms.require_idle(vm)
-        choice = await self._choice(changes)
+        choice = (
+            None if changes.cpu_compat is None else await self._choice(changes.cpu_compat, changes)
+        )
         with vm.lease("being changed"):
-            await change.set_processor(vm, choice, self._vms.launcher)
+            if choice is not None:
+                await change.set_processor(vm, choice, self._vms.launcher)
+            if changes.placement:
+                await change.set_placement(vm, changes.placement)
         return self._vms.view(vm.id)
 
-    async def _choice(self, changes: VMChanges) -> CPUChoice:
-        if changes.cpu_compat != SHARED:
-            return CPUChoice(model=changes.cpu_compat)
+    async def _choice(self, wished: str, changes: VMChanges) -> CPUChoice:
+        if wished != SHARED:
+            return CPUChoice(model=wished)
         names = (self._name, *changes.share_with) if changes.share_with else ()
         shared = await self.baseline(names)
         if not shared.level:

@@ -18,6 +18,7 @@ from typing import Any
 
 from sterna import clock
 from sterna.errors import (
+    HostDraining,
     InboundDisabled,
     QMPError,
     ReservationNotFound,
@@ -160,6 +161,8 @@ class Incoming:
         """All that stands in the way; files that a former life of the VM left here are not."""
         if not self.settings().inbound:
             return [InboundDisabled(host=self.host)]
+        if self.settings().draining:
+            return [HostDraining(host=self.host, what="takes no VMs")]
         former = self._vms.by_id(reservation.spec.id)
         if (
             former is not None
@@ -259,7 +262,7 @@ class Incoming:
     def _require_turn(self, reservation: Reservation) -> None:
         """This host's own limit, whatever the source thinks of it. Raises TargetBusy."""
         settings, live = self.settings(), reservation.live
-        if not settings.inbound:
+        if not settings.inbound or settings.draining:
             return  # which is said with the other problems; nobody waits for it
         here = sum(one.live is live for one in self._undecided())
         free = (settings.live_moves if live else settings.storage_moves) - here

@@ -14,8 +14,10 @@ import httpx2
 from sterna.config import Config
 from sterna.errors import HostUnknown, HostUnreachable, SternaError, from_problem
 from sterna.model import edge
-from sterna.model.check import Check
+from sterna.model.check import Check, MoveReport
 from sterna.model.host import HostFacts
+from sterna.model.move import MoveWishes
+from sterna.model.operation import Operation
 from sterna.model.reservation import (
     FileCheck,
     Known,
@@ -28,7 +30,7 @@ from sterna.model.reservation import (
     ReservationStatus,
     Take,
 )
-from sterna.model.vm import OwnershipState
+from sterna.model.vm import OwnershipState, RunState
 from sterna.security import identity
 from sterna.units import KIB
 
@@ -130,6 +132,33 @@ class Peer:
         body = {"vm_id": vm_id, "epoch": epoch, "by": by}
         await self._ask("POST", "/v1/peer/fenced", body, RESERVE_S)
 
+    # ---- as its users do -------------------------------------------------------------------
+
+    async def vm_state(self, vm_id: str) -> RunState:
+        """What a VM of that host is doing. Raises VMNotFound, VMDamaged."""
+        view = await self._ask("GET", f"/v1/vms/{vm_id}")
+        return edge.parse(RunState, view.get("state"), f"answer of {self.name}")
+
+    async def check_move(self, vm_id: str, wishes: MoveWishes) -> MoveReport:
+        """What would become of that move, away from that host."""
+        body, path = edge.dump(wishes), f"/v1/vms/{vm_id}/moves:check"
+        answer = await self._ask("POST", path, body, RESERVE_S)
+        return edge.parse(MoveReport, answer, f"answer of {self.name}")
+
+    async def move(self, vm_id: str, wishes: MoveWishes) -> Operation:
+        """Have that host move a VM away; an operation of its own. Raises what its checks say."""
+        body, path = edge.dump(wishes), f"/v1/vms/{vm_id}/moves"
+        return self._operation(await self._ask("POST", path, body, RESERVE_S))
+
+    async def operation(self, operation: str, wait_s: float) -> Operation:
+        """One of its operations: when it is final, or after `wait_s` as it is."""
+        path = f"/v1/operations/{operation}?wait={wait_s:g}"
+        return self._operation(await self._ask("GET", path, timeout_s=wait_s + ANSWER_S))
+
+    async def cancel(self, operation: str) -> Operation:
+        """Ask one of its operations to stop and undo."""
+        return self._operation(await self._ask("POST", f"/v1/operations/{operation}:cancel"))
+
     # ---- files -----------------------------------------------------------------------------
 
     async def held(self, operation: str, n: int, first: int) -> bytes:
@@ -155,6 +184,9 @@ class Peer:
         return edge.parse(FileCheck, self._json(answer), f"answer of {self.name}")
 
     # ---- how -------------------------------------------------------------------------------
+
+    def _operation(self, body: Any) -> Operation:
+        return edge.parse(Operation, body, f"answer of {self.name}")
 
     def _status(self, body: Any) -> ReservationStatus:
         return edge.parse(ReservationStatus, body, f"answer of {self.name}")

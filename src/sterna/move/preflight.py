@@ -40,6 +40,7 @@ TABLES_S = 0.7  # for tables of images: those of large ones are for `sterna disk
 
 # What the target calls what a check of ours has found as well.
 SAME = {
+    "host.draining": "host.draining",
     "move.inbound-disabled": "host.inbound",
     "pool.no-room": "storage.no-room",
     "pool.not-found": "storage.pool-missing",

@@ -98,6 +98,10 @@ class Told:
         """The sentence that the step ends with; the last one counts."""
         self.text = text
 
+    def failed(self, text: str) -> None:
+        """It has failed, and what it is a part of goes on."""
+        self.text, self.state = text, "failed"
+
     def undone(self, text: str) -> None:
         """It ended by taking back what it did."""
         self.text, self.state = text, "undone"
@@ -183,6 +187,10 @@ class Job:
         """Like `log`; the operation can then end only as `warned`, not `succeeded`."""
         self._live.warnings.append(text)
         self._live.say(text, "warning")
+
+    def report(self, values: dict[str, Any]) -> None:
+        """What is known of its result already: it stays, unless the work returns another."""
+        self._live.change(result=plain.data(values))
 
     def sample(self, values: Any) -> None:
         """The progress of now: a dict of JSON types, or a dataclass of the model."""

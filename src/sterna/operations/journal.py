@@ -96,6 +96,10 @@ class Journal:
         """Newest first; `vm` is a name or an id."""
         return await self._ask(lambda c: tables.list_operations(c, vm, kind, state, limit))
 
+    async def parts(self, parent: str) -> list[Operation]:
+        """The operations that `parent` consists of, oldest first."""
+        return await self._ask(lambda c: tables.parts(c, parent))
+
     async def unfinished(self) -> list[Unfinished]:
         """Operations that had no end when the daemon stopped, oldest first."""
         return await self._ask(tables.unfinished)

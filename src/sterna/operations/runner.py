@@ -81,6 +81,7 @@ class Runner:
         vm: str = "",
         vm_id: str = "",
         peer: str = "",
+        parent: str = "",
         id: str | None = None,  # noqa: A002 - the resource's own word
         cancellable: bool = True,
     ) -> Operation:
@@ -93,6 +94,7 @@ class Runner:
             state=OperationState.QUEUED,
             created=clock.now(),
             peer=peer,
+            parent=parent,
             cancellable=cancellable,
         )
         if operation.id in self._ended:
@@ -200,6 +202,16 @@ class Runner:
         }
         newest = sorted(found.values(), key=lambda one: one.created, reverse=True)
         return tuple([one for one in newest if not state or state == one.state][:limit])
+
+    async def parts(self, parent: str) -> tuple[Operation, ...]:
+        """The operations that `parent` consists of, oldest first."""
+        found = {one.id: one for one in await self._read(self.journal.parts(parent), [])}
+        held = [
+            *(one.operation for one in self._ended.values()),
+            *(live.operation for live in self._live.values()),
+        ]
+        found |= {one.id: one for one in held if one.parent == parent}
+        return tuple(sorted(found.values(), key=lambda one: one.created))
 
     async def wait(self, operation: str, timeout: float | None = None) -> Operation:  # noqa: ASYNC109
         """The operation when it is final, or as it is after `timeout` seconds."""

@@ -39,8 +39,15 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (operation, event)
     ) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE operation ADD COLUMN parent TEXT NOT NULL DEFAULT '';
+    CREATE INDEX operation_parent ON operation (parent) WHERE parent <> '';
+    """,
 )
 VERSION = len(MIGRATIONS)
+
+
+OURS = "SELECT seq, is_final, event, body FROM operation LIMIT 1"  # in every version
 
 
 class Unfit(Exception):
@@ -52,6 +59,8 @@ def check(connection: sqlite3.Connection) -> None:
     (finding,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if finding != "ok":
         raise Unfit(str(finding).replace("\n", " "))
+    if connection.execute("PRAGMA user_version").fetchone()[0]:
+        connection.execute(OURS)
 
 
 def migrate(connection: sqlite3.Connection) -> None:

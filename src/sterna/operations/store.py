@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sterna import clock
 from sterna.errors import JournalCorrupt
-from sterna.operations.schema import Unfit, check, migrate
+from sterna.operations.schema import OURS, Unfit, check, migrate
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +47,9 @@ def _open(path: Path) -> sqlite3.Connection:
         path, isolation_level=None, check_same_thread=False, timeout=BUSY_S
     )
     try:
-        check(connection)
-        migrate(connection)  # nothing is changed in a file that is not ours
-        connection.execute("SELECT seq, is_final, event, body FROM operation LIMIT 1")
+        check(connection)  # nothing is changed in a file that is not ours
+        migrate(connection)
+        connection.execute(OURS)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA foreign_keys = ON")
     except sqlite3.OperationalError as error:

@@ -56,13 +56,14 @@ def save(
     if updated.rowcount:
         return
     added = connection.execute(
-        "INSERT INTO operation (id, kind, vm, vm_id, state, is_final, event, body)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO operation (id, kind, vm, vm_id, parent, state, is_final, event, body)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             operation.id,
             operation.kind,
             operation.vm,
             operation.vm_id,
+            operation.parent,
             operation.state,
             operation.state.is_final,
             event,
@@ -121,6 +122,14 @@ def thin(connection: sqlite3.Connection, operation: str, keep: int) -> None:
 def get(connection: sqlite3.Connection, operation: str) -> Operation | None:
     row = connection.execute("SELECT body FROM operation WHERE id = ?", (operation,)).fetchone()
     return _read(row[0]) if row else None
+
+
+def parts(connection: sqlite3.Connection, parent: str) -> list[Operation]:
+    """The operations that `parent` consists of, oldest first."""
+    rows = connection.execute(
+        "SELECT body FROM operation WHERE parent = ? AND parent <> '' ORDER BY seq", (parent,)
+    )
+    return [found for (body,) in rows if (found := _read(body))]
 
 
 def list_operations(

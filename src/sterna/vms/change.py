@@ -10,7 +10,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from sterna.errors import VersionRefused, VMWrongState
+from sterna.errors import BadSpec, VersionRefused, VMWrongState
 from sterna.model.cpu import CPUChoice
 from sterna.model.machine import release
 from sterna.model.vm import RunState, VMRecord
@@ -38,6 +38,16 @@ async def set_processor(vm: VM, choice: CPUChoice, launcher: Launcher) -> None:
     else:
         await vm.write(cpu_next=wished)
     log.info("VM %s gets the processor %s", vm.name, choice.text)
+
+
+async def set_placement(vm: VM, rules: dict[str, Any]) -> None:
+    """Change these of its rules, at once; the caller holds the lease. Raises BadSpec."""
+    try:
+        placement = replace(vm.record.spec.placement, **rules)
+    except ValueError as error:
+        raise BadSpec(where=f"VM {vm.name}", reason=str(error)) from error
+    await vm.write(spec=replace(vm.record.spec, placement=placement))
+    log.info("VM %s has other rules for its place: %s", vm.name, rules)
 
 
 def require_upgradable(vm: VM, to: str, launcher: Launcher) -> None:

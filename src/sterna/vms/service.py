@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 from sterna import clock
 from sterna.config import Config
 from sterna.errors import (
+    HostDraining,
     ImageFailed,
     ImageMissing,
     QEMULost,
@@ -70,6 +71,7 @@ class VMs:
         )
         self.store: Store[VMRecord] = Store(config.state_dir / "vms", VMRecord)
         self.damaged: list[Damaged] = []
+        self.is_draining: Callable[[], bool] = lambda: False  # the host: it starts no VM then
         self._vms: dict[str, VM] = {}
 
     # ---- finding ---------------------------------------------------------------------------
@@ -342,11 +344,17 @@ class VMs:
         with vm.lease("asked"):
             pass
 
+    def require_starts(self) -> None:
+        """Raises HostDraining if this host shall start no VM now."""
+        if self.is_draining():
+            raise HostDraining(host=self.config.name, what="starts no VM")
+
     async def start(self, ref: str) -> dict[str, Any]:
         """Boot a VM that is off; one with a saved state goes on from there."""
         vm = self.get(ref)
         self._require(vm, RunState.OFF, "start", f"See: sterna vm show {vm.name}")
         self.require_idle(vm)
+        self.require_starts()
         with vm.lease("starting"):
             for nic in vm.record.spec.nics:
                 self.launcher.switches.require(nic.switch, nic.vlan, nic.trunk)
