@@ -45,6 +45,7 @@ from sterna.operations.runner import Runner
 from sterna.port.service import Ports
 from sterna.qemu import capabilities, cpus
 from sterna.security import identity
+from sterna.vms.drives import Drives
 from sterna.vms.inspection import Inspections
 from sterna.vms.launch import Launcher
 from sterna.vms.plug import Plugs
@@ -79,6 +80,7 @@ class Daemon:
             self.vms, self.peers, self.facts, self.seeds, self.inspections, self.settings
         )
         self.plugs = Plugs(self.vms)
+        self.drives = Drives(self.vms)
         self.doubts = Doubts(self.vms, self.peers, self.incoming)
 
     async def facts(self, *, with_switches: bool = True) -> HostFacts:
@@ -168,6 +170,7 @@ class Daemon:
             storage_moves=StorageMoves(self.vms, self.moves.storage_slots),
             fleet=Fleet(self.vms, self.peers, self.facts),
             plugs=self.plugs,
+            drives=self.drives,
             settings=self.settings,
             incoming=self.incoming,
             doubts=self.doubts,

@@ -18,7 +18,7 @@ from sterna.model.move import MoveWishes, StorageWishes
 from sterna.model.operation import Operation
 from sterna.model.port import ExportWishes, ImportWishes
 from sterna.model.settings import HostSettings, SettingsChanges
-from sterna.model.vm import NICChanges, VMChanges, VMSpec
+from sterna.model.vm import CDEjection, CDInsertion, NICChanges, VMChanges, VMSpec
 from sterna.operations.runner import Runner
 
 JSON = dict[str, Any]
@@ -59,6 +59,13 @@ class Plugs(Protocol):
     """How VMs are plugged into switches; `ref` is a VM's name or id."""
 
     async def change(self, ref: str, nic: str, changes: NICChanges) -> JSON: ...
+
+
+class Drives(Protocol):
+    """The CD drives of VMs; `ref` is a VM's name or id."""
+
+    async def insert(self, ref: str, wanted: CDInsertion) -> JSON: ...
+    async def eject(self, ref: str, wanted: CDEjection) -> JSON: ...
 
 
 class Pools(Protocol):
@@ -145,6 +152,7 @@ class Services:
     fleet: Any = None  # a Fleet
     settings: Any = None  # a Settings
     plugs: Any = None  # a Plugs
+    drives: Any = None  # a Drives
     incoming: Any = None  # what routes/peer.py serves
     doubts: Any = None  # a Doubts
 
