@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import os
+import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +21,7 @@ from sterna.errors import (
     DriveUnclear,
     MediumMissing,
     MediumRefused,
+    MediumStuck,
     PoolInUse,
     SternaError,
     VMWrongState,
@@ -92,6 +96,15 @@ class Player:
         return dict(done)
 
 
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[None]:
+    """As QEMU sees it, another program has the file open to write to it: block/file-posix.c."""
+    with path.open("rb") as file:
+        lock = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 101, 1, 0)
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, lock)
+        yield
+
+
 @pytest.fixture
 def player(lab, tmp_path) -> Iterator[Player]:
     found = Player(lab, tmp_path)
@@ -121,7 +134,7 @@ def test_a_guest_goes_on_reading_its_cd_on_the_target_of_a_live_move(player):
     assert found["finding"] == (
         f"the CD a.iso in drive cd0 (8 MiB) is not on {there.name}: it is carried there"
     )
-    assert player.move(here, there)["result"]["bytes_files"] >= 8 * MIB
+    assert player.move(here, there)["result"]["bytes_disks"] > 7 * MIB
     player.must_say("this is a.iso", there)
     assert (player.pool(there) / "a.iso").read_bytes() == content
     assert (player.pool(here) / "a.iso").read_bytes() == content
@@ -133,7 +146,7 @@ def test_a_guest_goes_on_reading_its_cd_on_the_target_of_a_live_move(player):
     player.insert("a.iso", there)
     assert player.opened(there) == {"a.iso"}
     assert player.drives(there) == {"cd0": "a.iso", "cd1": "a.iso"}
-    assert player.move(there, here)["result"]["bytes_files"] == 0  # it is there, and the same
+    assert player.move(there, here)["result"]["bytes_disks"] < MIB  # it is there, and the same
     assert player.opened() == {"a.iso"}
     assert player.act("eject", drive="cd1")["spec"]["cds"][1]["pool"] == ""
     assert player.opened() == {"a.iso"}
@@ -145,7 +158,7 @@ def test_a_vm_moves_without_its_cd_once_the_fix_has_been_run(player):
     found = player.admin.finds("tern", player.there)["storage.cd-image"]
     player.admin.run(found["command"])
     assert "storage.cd-image" not in player.admin.finds("tern", player.there)
-    assert player.move(player.here, player.there)["result"]["bytes_files"] < 2 * MIB
+    assert player.move(player.here, player.there)["result"]["bytes_disks"] < MIB
     assert not (player.pool(player.there) / "a.iso").exists()
     assert (player.pool() / "a.iso").exists()
 
@@ -192,6 +205,10 @@ def test_a_daemon_that_dies_while_it_changes_a_cd_finds_the_drive_and_mends_it(p
     player.here.wait_ready()
     assert player.drives() == {"cd0": "b.iso"}
     assert player.opened() == {"b.iso"}
+    player.cd("c.iso")
+    with written(player.pool() / "c.iso"), pytest.raises(MediumStuck):
+        player.insert("c.iso")
+    assert (player.drives(), player.opened()) == ({"cd0": "b.iso"}, {"b.iso"})
     (player.pool() / "c.iso").write_bytes(b"")
     with pytest.raises(MediumRefused):
         player.insert("c.iso")
@@ -239,7 +256,7 @@ def test_a_cd_on_a_shared_pool_stays_there(player):
         player.act("start")
         player.act("insert", pool=SHARED_POOL, volume="a.iso")
         assert "storage.cd-image" not in player.admin.finds("tern", player.there)
-        assert player.move(player.here, player.there)["result"]["bytes_files"] == 0
+        assert "bytes_disks" not in player.move(player.here, player.there)["result"]
         assert player.opened(player.there) == {"a.iso"}
         assert list(player.pool(player.there).glob("*.iso")) == []
         player.act("eject", player.there)

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
+from sterna import clock
 from sterna.errors import MediumRefused, QMPError, SternaError
 from sterna.host.registry import Pools
 from sterna.model.disk import Volume
@@ -116,7 +117,11 @@ async def mend(vm: VM, blocks: Blocks, pools: Pools) -> None:
         except QMPError as error:
             log.error("CD drive %s of %s is emptied: %s", cd.name, vm.name, error)  # noqa: TRY400
             await load(blocks, cd.name, None)
-            await write(vm, replace(cd, pool="", volume=""))
+            await write(vm, CD(name=cd.name))
+            note = (
+                f"{clock.now()} {cd.medium} could not be put back into CD drive {cd.name}: {error}"
+            )
+            await vm.write(notes=(*vm.record.notes[-9:], note))
         else:
             what = cd.medium or "nothing"
             log.info("CD drive %s of %s has %s now, as its record says", cd.name, vm.name, what)
