@@ -246,6 +246,8 @@ def test_what_users_say_of_cds_is_done_or_refused_in_a_sentence(player):
     assert [cd["pool"] for cd in manifest["spec"]["cds"]] == ["", "", ""]
     admin.run(f"sterna vm import {folder} --name gull --new-identity")
     assert len(player.here.client.get("/v1/vms/gull")["spec"]["cds"]) == 3
+    player.here.client.delete("/v1/vms/tern")
+    assert {path.name for path in pool.glob("*.iso")} == {"a.iso", "b.iso"}  # nobody's, and kept
 
 
 def test_a_cd_on_a_shared_pool_stays_there(player):

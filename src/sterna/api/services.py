@@ -8,7 +8,7 @@ from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, Request
 
-from sterna.model.check import MoveReport
+from sterna.model.check import MoveReport, StorageReport
 from sterna.model.checkpoint import ApplyWishes, CheckpointWishes
 from sterna.model.cpu import Baseline
 from sterna.model.doubt import Doubt
@@ -117,6 +117,7 @@ class Fleet(Protocol):
 
 
 class StorageMoves(Protocol):
+    async def check(self, ref: str, wishes: StorageWishes) -> StorageReport: ...
     async def begin(self, ref: str, wishes: StorageWishes) -> Operation: ...
 
 

@@ -89,7 +89,7 @@ OPTIONS = (
 )
 
 
-def _places(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+def places(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Hosts, or with --storage pools."""
     names = complete.pools if context.params.get("storage") else complete.others
     return names(context, parameter, incomplete)
@@ -121,7 +121,7 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
     ),
 )
 @click.argument("vm", metavar="VM", required=False, shell_complete=complete.vms)
-@click.argument("where", metavar="HOST | POOL | DISK=POOL...", nargs=-1, shell_complete=_places)
+@click.argument("where", metavar="HOST | POOL | DISK=POOL...", nargs=-1, shell_complete=places)
 @click.option(
     "--storage",
     is_flag=True,
@@ -161,7 +161,7 @@ def move(
     elif vm is None:
         raise click.UsageError("Missing argument 'VM'.", click.get_current_context())
     else:
-        body = _storage(where, wished) if wished["storage"] else _host(where, wished)
+        body = storage_wishes(where, wished) if wished["storage"] else _host(where, wished)
     kind = "storage-moves" if wished["storage"] else "moves"
     client = settings.client()
     with follow.Interrupts() as interrupts:
@@ -204,8 +204,8 @@ def wishes(host: str, wished: Mapping[str, Any]) -> dict[str, Any]:
     return {"target": host} | _given(given) | _common(wished)
 
 
-def _storage(where: tuple[str, ...], wished: Mapping[str, Any]) -> dict[str, Any]:
-    """Body of a move of disks within the host."""
+def storage_wishes(where: tuple[str, ...], wished: Mapping[str, Any]) -> dict[str, Any]:
+    """Body of a move of disks within the host, and of its check."""
     context = click.get_current_context()
     for option in ("max_downtime", "deadline", "on_stall", "disk_copy"):
         if wished[option] is not None:

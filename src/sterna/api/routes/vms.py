@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Query, Response
 from sterna.api.answers import accepted, answer
 from sterna.api.services import Here
 from sterna.api.views import StopWishes, VMView
-from sterna.model.check import MoveReport
+from sterna.model.check import MoveReport, StorageReport
 from sterna.model.machine import Upgrade, UpgradeWishes
 from sterna.model.move import MoveWishes, StorageWishes
 from sterna.model.operation import Operation
@@ -135,3 +135,9 @@ async def survey(
 async def move_storage(vm: str, wishes: StorageWishes, here: Here) -> Response:
     """Move its disks to other pools of this host, under the running VM or of one that is off."""
     return accepted(await here.storage_moves.begin(vm, wishes))
+
+
+@router.post("/{vm}/storage-moves:check", response_model=StorageReport)
+async def check_storage_move(vm: str, wishes: StorageWishes, here: Here) -> Response:
+    """What would become of that move of disks: every finding, and where each goes. Nothing happens."""
+    return answer(await here.storage_moves.check(vm, wishes))
