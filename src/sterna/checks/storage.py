@@ -21,13 +21,17 @@ def _places(q: Question) -> Iterator[tuple[Disk, PoolFacts | None]]:
         yield disk, have.get(disk.pool)
 
 
-def _named(q: Question) -> Iterator[tuple[str, str, PoolFacts | None]]:
-    """What lies in pools, in words; the name of its pool on the target, and that pool."""
+def _named(q: Question) -> Iterator[tuple[str, str, PoolFacts | None, str]]:
+    """What lies in pools, in words; the name of its pool on the target, and that pool.
+
+    And how to do without it, if that can be.
+    """
     have = {facts.pool.name: facts for facts in q.target.pools}
     for disk, pool in _places(q):
-        yield f"disk {disk.name}", disk.pool, pool
+        yield f"disk {disk.name}", disk.pool, pool, ""
     for medium in q.travel.media:
-        yield _cd(medium), medium.place.pool, have.get(medium.place.pool)
+        without = f"To do without it: {_eject(q, medium)}. "
+        yield _cd(medium), medium.place.pool, have.get(medium.place.pool), without
 
 
 def _cd(medium: Medium) -> str:
@@ -40,7 +44,7 @@ def _eject(q: Question, medium: Medium) -> str:
 
 @check("storage.pool-missing", BLOCKER, "The target has the pool of every disk")
 def pool_missing(q: Question) -> Iterator[Finding]:
-    for what, name, pool in _named(q):
+    for what, name, pool, without in _named(q):
         if pool is not None:
             continue
         mine = next((one.pool for one in q.source.pools if one.pool.name == name), None)
@@ -51,6 +55,7 @@ def pool_missing(q: Question) -> Iterator[Finding]:
         fix = (
             "Its storage is there; join it" if is_joined else "Name another with --pool, or make it"
         )
+        fix = without + fix
         yield Finding(
             f"{what} is to be in pool {name}, which {q.target.name} lacks",
             fix if mine is not None else f"{fix}: {there(q, make)}",
@@ -61,7 +66,7 @@ def pool_missing(q: Question) -> Iterator[Finding]:
 
 @check("storage.pool-broken", BLOCKER, "The target's pools of its disks can be used")
 def pool_broken(q: Question) -> Iterator[Finding]:
-    for _, name, pool in _named(q):
+    for _, name, pool, _ in _named(q):
         if pool is not None and pool.problem:
             yield Finding(
                 f"pool {name} of {q.target.name}: {pool.problem}",

@@ -165,6 +165,10 @@ class Berth:
             if vm.id != reservation.spec.id and vm.is_here
             for volume in (*chain.own_files(vm.record), *vm.record.made)
         }
+        media = set(chain.media(reservation.spec))
+        for vm in self._vms.all():
+            for volume in media.intersection(chain.own_files(vm.record) if vm.is_here else ()):
+                raise other_base(reservation.spec, volume, self.host)
         for volume in self._wanted(reservation):
             if volume in claimed:
                 path = self._vms.launcher.pools.volume_path(volume.pool, volume.volume)

@@ -137,7 +137,9 @@ async def write(vm: VM, cd: CD) -> None:
 
 
 async def put_back(vm: VM, cd: CD, pools: Pools) -> None:
-    """After a change that failed: the drive as `cd` says, if QEMU can. Never raises for QEMU."""
+    """After a change that failed: the drive as `cd` says, if QEMU can; else when it is next found."""
     if vm.monitor is not None:
-        with contextlib.suppress(SternaError):
+        try:
             await load(vm.blocks, cd.name, chain.medium(cd, pools))
+        except SternaError as error:
+            log.warning("CD drive %s of %s is not as it was: %s", cd.name, vm.name, error)
