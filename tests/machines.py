@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sterna.model.disk import node_name
-from sterna.model.vm import NIC, DirectBoot, Disk, Firmware, VMSpec
+from sterna.model.vm import CD, NIC, DirectBoot, Disk, Firmware, VMSpec
 from sterna.qemu import argv
 from sterna.qemu.argv import FirmwareFiles, RunPaths
 from sterna.qemu.nodes import Layer
@@ -52,6 +52,7 @@ class Variant:
             "vhost_fds": vhost,
             "firmware": firmware(folder) if self.spec.firmware is Firmware.UEFI else None,
             "chains": chains(self.spec, folder),
+            "media": media(self.spec, folder),
         }
         return argv.build(
             self.spec,
@@ -74,6 +75,15 @@ def chains(spec: VMSpec, folder: Path) -> dict[str, list[Layer]]:
             )
         ]
         for disk in spec.disks
+    }
+
+
+def media(spec: VMSpec, folder: Path) -> dict[str, Layer]:
+    """Each CD is a file in `folder`."""
+    return {
+        cd.name: Layer(node=f"node-{cd.name}", path=folder / cd.volume, format="raw")
+        for cd in spec.cds
+        if cd.pool
     }
 
 
@@ -106,6 +116,13 @@ VARIANTS: dict[str, Variant] = {
     ),
     "more-than-a-slot": Variant(replace(SMALL, nics=nics(7), disks=disks(9))),
     "comma-in-path": Variant(replace(FULL, nics=()), folder="a,b"),
+    "cds": Variant(
+        replace(
+            SMALL,
+            disks=disks(1),
+            cds=(CD(name="cd0", pool="isos", volume="debian.iso"), CD(name="cd1")),
+        )
+    ),
     "kvm": Variant(FULL, accel="kvm"),
     "kvm-host-vhost": Variant(replace(FULL, cpu="host"), accel="kvm", vhost=True),
     "model": Variant(replace(SMALL, cpu="Nehalem")),

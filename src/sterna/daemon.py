@@ -48,6 +48,7 @@ from sterna.operations.runner import Runner
 from sterna.port.service import Ports
 from sterna.qemu import capabilities, cpus
 from sterna.security import identity
+from sterna.vms.drives import Drives
 from sterna.vms.inspection import Inspections
 from sterna.vms.launch import Launcher
 from sterna.vms.plug import Plugs
@@ -86,6 +87,7 @@ class Daemon:
         self.fleet = Fleet(self.vms, self.peers, self.facts)
         self.drains = Drains(self.vms, self.moves, self.peers, self.fleet, self.settings)
         self.plugs = Plugs(self.vms)
+        self.drives = Drives(self.vms)
         self.doubts = Doubts(self.vms, self.peers, self.incoming)
 
     async def facts(self, *, with_switches: bool = True) -> HostFacts:
@@ -185,6 +187,7 @@ class Daemon:
             storage_moves=StorageMoves(self.vms, self.moves.storage_slots),
             fleet=self.fleet,
             plugs=self.plugs,
+            drives=self.drives,
             settings=self.settings,
             incoming=self.incoming,
             doubts=self.doubts,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
 
 import pytest
 
-from checking import REFUSED, Administrator, make, odd, restart, small
+from checking import CLEAN, REFUSED, Administrator, make, odd, restart, small
 from sterna.errors import SternaError
 
 pytestmark = pytest.mark.functional
@@ -279,3 +280,33 @@ def test_a_pool_that_the_disks_may_fill_one_day(lab, admin, pools, tmp_path):
         there.client.delete("/v1/vms/tern")
         there.client.delete("/v1/pools/fast")
     restart(there)
+
+
+def test_a_move_of_disks_within_a_host_is_checked_as_it_is_done(lab, admin, pools, tmp_path):
+    here = lab.hosts[0]
+    pools(here, "fast", tmp_path / "fast")
+    make(here)
+    before = here.client.get("/v1/vms/tern")
+
+    def checked(where, code):
+        return json.loads(admin.run(f"sterna check tern --storage {where} -o json", code))
+
+    for where, identity in (
+        ("local", "storage.already-there"),
+        ("vdz=fast", "storage.disk-unknown"),
+        ("slow", "storage.pool-missing"),
+    ):
+        report = checked(where, REFUSED)
+        assert (report["outcome"], report["findings"][0]["id"]) == ("blocked", identity)
+        done = admin.ask(f"sterna move tern --storage {where} -o json")
+        assert done.returncode == REFUSED
+        assert report["findings"][0]["finding"] in done.stdout + done.stderr
+    report = checked("fast", CLEAN)
+    assert [(one["disk"], one["pool"], one["to"]) for one in report["places"]] == [
+        ("vda", "local", "fast")
+    ]
+    said = admin.run("sterna check tern --storage fast")
+    assert said == "the disks of tern can move: nothing in their way\n"
+    assert here.client.get("/v1/vms/tern") == before
+    admin.run("sterna move tern --storage fast")
+    assert admin.ask("sterna check tern --storage fast").returncode == REFUSED

@@ -18,7 +18,7 @@ from sterna.model.disk import Checkpoint, Image, StateFile, Volume
 from sterna.model.host import Pool
 from sterna.model.move import DiskWish, MoveWishes
 from sterna.model.travel import Travel
-from sterna.model.vm import Disk, Ownership, OwnershipState, VMRecord, VMSpec
+from sterna.model.vm import CD, Disk, Ownership, OwnershipState, VMRecord, VMSpec
 from sterna.move.travel import measure, plan
 from sterna.qemu import image
 
@@ -128,3 +128,42 @@ def test_a_checkpoint_does_not_take_it_for_one_either(tmp_path: Path) -> None:
     new = Volume(pool="one", volume="new.qcow2")
     asyncio.run(make_overlay(vms, new, Image(volume="v.raw", format="raw")))
     assert asyncio.run(image.size_of(folder / "new.qcow2", "qcow2")) == 1 << 20
+
+
+ISO = CD(name="cd0", pool="isos", volume="debian.iso")
+
+
+def test_a_cd_is_carried_like_a_template_and_never_leaves() -> None:
+    cds = (ISO, CD(name="cd1"), CD(name="cd2", pool="isos", volume="debian.iso"))
+    owned = Ownership(state=OwnershipState.OWNED, epoch=1)
+    here = VMRecord(spec=VMSpec(name="web", disks=(ONE,), cds=cds), ownership=owned)
+    found = plan(here, WISHES, shared=frozenset(), is_live=False, known={"isos", "fast"})
+    first, *_ = found.files  # before the disks: one that differs there ends the move at once
+    assert (str(first.offer.place), first.offer.is_base) == ("isos/debian.iso", True)
+    assert [parcel.source.volume for parcel in found.files].count("debian.iso") == 1
+    assert [one.drive for one in found.media] == ["cd0", "cd2"]
+    assert "debian.iso" not in {volume.volume for volume in found.leaving}
+    assert found.spec.cds == here.spec.cds
+
+    without = plan(here, WISHES, shared=frozenset(), is_live=False, known={"fast"})
+    assert {cd.pool for cd in without.spec.cds} == {"fast", ""}  # no pool of that name there
+    stays = plan(here, WISHES, shared=frozenset({"isos"}), is_live=False)
+    assert stays.spec.cds == here.spec.cds
+    assert {parcel.source.volume for parcel in stays.files} == {"root.qcow2"}
+    assert not any(one.travels for one in stays.media)
+
+
+def test_a_cd_that_is_gone_is_told_and_not_sent(tmp_path: Path) -> None:
+    pools = Pools(tmp_path / "pools", host="a")
+    asyncio.run(pools.create(Pool(name="isos", path=str(tmp_path / "isos"))))
+    spec = VMSpec(name="web", cds=(ISO,))
+    here = VMRecord(spec=spec, ownership=Ownership(state=OwnershipState.OWNED, epoch=1))
+
+    def measured() -> Travel:
+        return asyncio.run(measure(planned(here), here, pools, "a"))
+
+    gone = measured()
+    assert ([one.size for one in gone.media], gone.files) == ([None], ())
+    (tmp_path / "isos" / "debian.iso").write_bytes(b"x" * 4096)
+    found = measured()
+    assert ([one.size for one in found.media], len(found.files)) == ([4096], 1)

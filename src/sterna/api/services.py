@@ -8,7 +8,7 @@ from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, Request
 
-from sterna.model.check import MoveReport
+from sterna.model.check import MoveReport, StorageReport
 from sterna.model.checkpoint import ApplyWishes, CheckpointWishes
 from sterna.model.cpu import Baseline
 from sterna.model.doubt import Doubt
@@ -19,7 +19,7 @@ from sterna.model.operation import Operation
 from sterna.model.port import ExportWishes, ImportWishes
 from sterna.model.settings import HostSettings, SettingsChanges
 from sterna.model.several import DrainWishes, ResumeWishes, SeveralPlan, SeveralWishes
-from sterna.model.vm import NICChanges, VMChanges, VMSpec
+from sterna.model.vm import CDEjection, CDInsertion, NICChanges, VMChanges, VMSpec
 from sterna.operations.runner import Runner
 
 JSON = dict[str, Any]
@@ -60,6 +60,13 @@ class Plugs(Protocol):
     """How VMs are plugged into switches; `ref` is a VM's name or id."""
 
     async def change(self, ref: str, nic: str, changes: NICChanges) -> JSON: ...
+
+
+class Drives(Protocol):
+    """The CD drives of VMs; `ref` is a VM's name or id."""
+
+    async def insert(self, ref: str, wanted: CDInsertion) -> JSON: ...
+    async def eject(self, ref: str, wanted: CDEjection) -> JSON: ...
 
 
 class Pools(Protocol):
@@ -127,6 +134,7 @@ class Fleet(Protocol):
 
 
 class StorageMoves(Protocol):
+    async def check(self, ref: str, wishes: StorageWishes) -> StorageReport: ...
     async def begin(self, ref: str, wishes: StorageWishes) -> Operation: ...
 
 
@@ -162,6 +170,7 @@ class Services:
     fleet: Any = None  # a Fleet
     settings: Any = None  # a Settings
     plugs: Any = None  # a Plugs
+    drives: Any = None  # a Drives
     incoming: Any = None  # what routes/peer.py serves
     doubts: Any = None  # a Doubts
     several: Any = None  # a Several

@@ -85,7 +85,7 @@ class PoolView(View):
     total: int
     free: int
     problem: str
-    users: list[str] = Field(description="VMs with a disk here")
+    users: list[str] = Field(description="VMs with a disk or a CD here")
 
 
 class KeptFileView(View):

@@ -28,6 +28,8 @@ def facts(q: Question) -> dict[str, str]:
     }
     for disk in spec.disks:
         found[f"vm.disk.{disk.name}"] = f"{disk.pool}/{disk.volume} ({disk.format})"
+    for cd in spec.cds:
+        found[f"vm.cd.{cd.name}"] = str(cd.medium or "empty")
     for nic in spec.nics:
         found[f"vm.nic.{nic.name}"] = f"{nic.mac} on {nic.switch}, {tagging(nic.vlan, nic.trunk)}"
     there = q.target
@@ -37,6 +39,8 @@ def facts(q: Question) -> dict[str, str]:
     for disk in q.travel.spec.disks:
         found[f"target.pool.{disk.pool}"] = _pool(pools.get(disk.pool))
         found[f"disk.{disk.name}"] = "travels" if disk.name in q.travel.disks else "stays"
+    for medium in q.travel.media:
+        found[f"target.pool.{medium.place.pool}"] = _pool(pools.get(medium.place.pool))
     switches = {one.switch.name: one for one in there.switches}
     for nic in q.travel.spec.nics:
         found[f"nic.{nic.name}"] = f"on {nic.switch}"

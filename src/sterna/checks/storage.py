@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 from sterna.checks.facts import Question
-from sterna.checks.registry import BLOCKER, WARNING, Finding, check, here, there
+from sterna.checks.registry import BLOCKER, INFO, WARNING, Finding, check, here, there
 from sterna.model.host import PoolFacts
+from sterna.model.travel import Medium
 from sterna.model.vm import Disk, VMSpec
 from sterna.units import format_size
 
@@ -19,21 +21,43 @@ def _places(q: Question) -> Iterator[tuple[Disk, PoolFacts | None]]:
         yield disk, have.get(disk.pool)
 
 
+def _named(q: Question) -> Iterator[tuple[str, str, PoolFacts | None, str]]:
+    """What lies in pools, in words; the name of its pool on the target, and that pool.
+
+    And how to do without it, if that can be.
+    """
+    have = {facts.pool.name: facts for facts in q.target.pools}
+    for disk, pool in _places(q):
+        yield f"disk {disk.name}", disk.pool, pool, ""
+    for medium in q.travel.media:
+        without = f"To do without it: {_eject(q, medium)}. "
+        yield _cd(medium), medium.place.pool, have.get(medium.place.pool), without
+
+
+def _cd(medium: Medium) -> str:
+    return f"the CD {medium.source.volume} in drive {medium.drive}"
+
+
+def _eject(q: Question, medium: Medium) -> str:
+    return here(q, f"vm eject {shlex.quote(q.spec.name)} {medium.drive}")
+
+
 @check("storage.pool-missing", BLOCKER, "The target has the pool of every disk")
 def pool_missing(q: Question) -> Iterator[Finding]:
-    for disk, pool in _places(q):
+    for what, name, pool, without in _named(q):
         if pool is not None:
             continue
-        mine = next((one.pool for one in q.source.pools if one.pool.name == disk.pool), None)
-        is_joined = disk.pool in q.joinable
+        mine = next((one.pool for one in q.source.pools if one.pool.name == name), None)
+        is_joined = name in q.joinable
         shared = " --shared" if is_joined else ""
         path = shlex.quote(mine.path) if mine is not None else "DIR"
-        make = f"pool create {disk.pool} --path {path}{shared}"
+        make = f"pool create {name} --path {path}{shared}"
         fix = (
             "Its storage is there; join it" if is_joined else "Name another with --pool, or make it"
         )
+        fix = without + fix
         yield Finding(
-            f"disk {disk.name} is to be in pool {disk.pool}, which {q.target.name} lacks",
+            f"{what} is to be in pool {name}, which {q.target.name} lacks",
             fix if mine is not None else f"{fix}: {there(q, make)}",
             there(q, make) if mine is not None else "",
             is_safe=is_joined,  # nothing is made but the name
@@ -42,12 +66,40 @@ def pool_missing(q: Question) -> Iterator[Finding]:
 
 @check("storage.pool-broken", BLOCKER, "The target's pools of its disks can be used")
 def pool_broken(q: Question) -> Iterator[Finding]:
-    for disk, pool in _places(q):
+    for _, name, pool, _ in _named(q):
         if pool is not None and pool.problem:
             yield Finding(
-                f"pool {disk.pool} of {q.target.name}: {pool.problem}",
+                f"pool {name} of {q.target.name}: {pool.problem}",
                 "Mend it, then see",
                 there(q, "pool list"),
+            )
+
+
+@check("storage.cd-missing", BLOCKER, "The CDs in its drives can be read")
+def cd_missing(q: Question) -> Iterator[Finding]:
+    for medium in q.travel.media:
+        if medium.size is None:
+            yield Finding(
+                f"{_cd(medium)} cannot be read from pool {medium.source.pool} of {q.source.name} "
+                f"any more",
+                "Put it back, or take it out of the drive",
+                _eject(q, medium),
+            )
+
+
+@check("storage.cd-image", INFO, "The target has the CDs in its drives")
+def cd_image(q: Question) -> Iterator[Finding]:
+    have = {facts.pool.name: facts.pool for facts in q.target.pools}
+    for medium in q.travel.media:
+        pool = have.get(medium.place.pool)
+        if medium.size is None or not medium.travels or pool is None:
+            continue
+        if str(Path(pool.path) / medium.place.volume) not in q.files:
+            yield Finding(
+                f"{_cd(medium)} ({format_size(medium.size)}) is not on {q.target.name}: it is "
+                f"carried there",
+                "To do without",
+                _eject(q, medium),
             )
 
 

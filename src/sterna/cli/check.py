@@ -8,7 +8,7 @@ import click
 
 from sterna.cli import complete
 from sterna.cli.command import Command, Settings
-from sterna.cli.move import options, wishes
+from sterna.cli.move import options, places, storage_wishes, wishes
 
 EXIT = {"well": 0, "warned": 10, "blocked": 3}  # DESIGN: exit codes
 CHECK_S = 60.0  # hosts that do not answer are given up long before
@@ -23,12 +23,18 @@ CHECK_S = 60.0  # hosts that do not answer are given up long before
         "sterna check web",
         "sterna check web host-b --pool fast --disk vdb=archive:raw",
         "sterna check web host-b --fix",
+        "sterna check web --storage fast",
         "sterna check web host-b -o json | jq .findings",
         "sterna check web host-b -o json > plan.json; sterna move --plan plan.json",
     ),
 )
 @click.argument("vm", metavar="VM", required=False, shell_complete=complete.vms)
-@click.argument("hosts", metavar="[HOST]…", nargs=-1, shell_complete=complete.others)
+@click.argument("hosts", metavar="[HOST]…", nargs=-1, shell_complete=places)
+@click.option(
+    "--storage",
+    is_flag=True,
+    help="Of a move to other pools of this host: instead of HOST give a POOL, or DISK=POOL[:FORMAT]…",
+)
 @options
 @click.option(
     "--plan",
@@ -61,10 +67,11 @@ def check(
     from sterna.cli.output import document  # noqa: PLC0415 - start-up time
     from sterna.client import segment  # noqa: PLC0415
 
-    if plan is None and len(hosts) != 1:
+    if plan is None and len(hosts) != 1 and not wished["storage"]:
         return _survey(settings, vm, hosts, fix, wished)
     vm, body = _asked(vm, hosts, plan, wished)
-    path = f"/v1/vms/{segment(vm)}/moves:check"
+    kind = "storage-moves" if wished["storage"] else "moves"
+    path = f"/v1/vms/{segment(vm)}/{kind}:check"
     report = settings.client().post(path, body, wait_s=CHECK_S)
     if fix and _mend(settings, report["findings"]):
         report = settings.client().post(path, body, wait_s=CHECK_S)
@@ -87,7 +94,7 @@ def _asked(
         return old["vm_id"], plan.again(old)
     if vm is None:
         raise click.UsageError("Missing argument 'VM'.", click.get_current_context())
-    return vm, wishes(hosts[0], wished)
+    return vm, storage_wishes(hosts, wished) if wished["storage"] else wishes(hosts[0], wished)
 
 
 def _survey(
@@ -186,7 +193,8 @@ def _forecast(one: dict[str, Any], *, is_chosen: bool) -> str:
 
 
 def _sentence(report: dict[str, Any]) -> str:
-    name, target = report["vm"], report["target"]
+    who = report["vm"] if "target" in report else f"the disks of {report['vm']}"
+    can = f"can move to {report['target']}" if "target" in report else "can move"
     counts = dict.fromkeys(("blocker", "warning"), 0)
     for one in report["findings"]:
         if one["severity"] in counts:
@@ -195,5 +203,6 @@ def _sentence(report: dict[str, Any]) -> str:
         f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in counts.items() if count
     )
     if report["outcome"] == "blocked":
-        return f"{name} cannot move to {target}: {told}"
-    return f"{name} can move to {target}: {told or 'nothing in its way'}"
+        return f"{who} {can.replace('can', 'cannot', 1)}: {told}"
+    way = "its" if "target" in report else "their"
+    return f"{who} {can}: {told or f'nothing in {way} way'}"

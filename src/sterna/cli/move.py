@@ -89,15 +89,19 @@ OPTIONS = (
 )
 
 
+def places(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Hosts, or with --storage pools."""
+    names = complete.pools if context.params.get("storage") else complete.others
+    return names(context, parameter, incomplete)
+
+
 def _places(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """More VMs and hosts, or with --storage pools."""
+    """More VMs, and hosts; or with --storage pools."""
+    names = places(context, parameter, incomplete)
     if context.params.get("storage"):
-        return complete.pools(context, parameter, incomplete)
+        return names
     given = {context.params.get("vm"), *(context.params.get("where") or ())}
-    names = [
-        *complete.others(context, parameter, incomplete),
-        *complete.vms(context, parameter, incomplete),
-    ]
+    names += complete.vms(context, parameter, incomplete)
     return [name for name in names if name not in given]
 
 
@@ -185,7 +189,7 @@ def move(
             settings, "/v1/moves", body, dry_run=wished["dry_run"], detach=detach
         )
     else:
-        body = _storage(where, wished) if wished["storage"] else _host(where, wished)
+        body = storage_wishes(where, wished) if wished["storage"] else _host(where, wished)
     kind = "storage-moves" if wished["storage"] else "moves"
     client = settings.client()
     with follow.Interrupts() as interrupts:
@@ -227,8 +231,8 @@ def wishes(host: str, wished: Mapping[str, Any]) -> dict[str, Any]:
     return {"target": host} | _given(given) | _common(wished)
 
 
-def _storage(where: tuple[str, ...], wished: Mapping[str, Any]) -> dict[str, Any]:
-    """Body of a move of disks within the host."""
+def storage_wishes(where: tuple[str, ...], wished: Mapping[str, Any]) -> dict[str, Any]:
+    """Body of a move of disks within the host, and of its check."""
     context = click.get_current_context()
     for option in ("max_downtime", "deadline", "on_stall", "disk_copy"):
         if wished[option] is not None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from sterna.errors import BadSpec
 
-FIRST_DISK, FIRST_NIC = "vda", "net0"
+FIRST = {"disks": "vda", "cds": "cd0", "nics": "net0"}
 
 
 def read(file: str) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def _toml(text: str, where: str) -> Any:
 
 
 def merge(spec: dict[str, Any], options: Mapping[str, Any], is_local: bool) -> dict[str, Any]:
-    """`spec` with the options that were given. Disks, NICs and tags are added to the file's."""
+    """`spec` with the options that were given. Disks, CDs, NICs and tags are added to the file's."""
     result = dict(spec)
     for key in ("name", "vcpus", "memory", "cpu", "machine", "firmware"):
         if options.get(key) is not None:
@@ -68,14 +68,13 @@ def merge(spec: dict[str, Any], options: Mapping[str, Any], is_local: bool) -> d
     boot = {key: options[key] for key in ("kernel", "initrd", "cmdline") if options.get(key)}
     if boot:
         result["boot"] = {**(result.get("boot") or {}), **boot}
-    for key in ("disks", "nics", "tags"):
+    for key in ("disks", "cds", "nics", "tags"):
         if options.get(key):
             result[key] = [*_items(result, key), *options[key]]
+            if key in FIRST:
+                _name(result[key], FIRST[key])
     if options.get("disks"):
         result["disks"] = [{"pool": "default", **disk} for disk in result["disks"]]
-        _name(result["disks"], FIRST_DISK)
-    if options.get("nics"):
-        _name(result["nics"], FIRST_NIC)
     if is_local:
         _absolute(result)
     return result
@@ -89,7 +88,7 @@ def _items(spec: Mapping[str, Any], key: str) -> list[Any]:
 
 
 def _name(items: list[Any], first: str) -> None:
-    """Give the nameless devices the next free name after `first`: vda, vdb …; net0, net1 …"""
+    """Give the nameless devices the next free name after `first`: vda, vdb …; cd0, cd1 …; net0, net1 …"""
     stem, start = first[:-1], ord(first[-1])
     taken = {item.get("name") for item in items if isinstance(item, dict)}
     names = (f"{stem}{chr(start + step)}" for step in range(26))

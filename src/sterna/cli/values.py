@@ -73,6 +73,27 @@ def nic(value: Any) -> dict[str, Any]:
     return _pairs(value, _NIC)
 
 
+def medium(value: Any) -> dict[str, str]:
+    """A CD of `isos/debian.iso`: pool and file."""
+    text = str(value)
+    pool, slash, volume = text.partition("/")
+    if text.startswith(("/", "./", "../", "~")):
+        folder = text.rpartition("/")[0] or "/"
+        raise BadValue(
+            f"{text} is a path, and a CD is named by its pool",
+            f"Make a pool of its directory: sterna pool create isos --path {folder}; then write "
+            f"isos/{text.rpartition('/')[2]}",
+        )
+    if not (pool and slash and volume) or "/" in volume:
+        raise BadValue(f"{text!r} does not name a CD", "Write POOL/FILE, such as isos/debian.iso")
+    return {"pool": pool, "volume": volume}
+
+
+def cd(value: Any) -> dict[str, str]:
+    """A CD drive of `isos/debian.iso`, or an empty one of `none`."""
+    return {} if str(value) == "none" else medium(value)
+
+
 def place(value: Any) -> tuple[str, dict[str, Any]]:
     """Where a disk shall go, of `vda=fast`, `vda=fast:raw` or `vda=:raw`: its name and the wish."""
     name, equals, rest = str(value).partition("=")

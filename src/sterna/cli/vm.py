@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from sterna.cli import complete
+from sterna.cli.cd import eject, insert
 from sterna.cli.checkpoint import checkpoint, follow_to_end
 from sterna.cli.command import Settings, command, group
 from sterna.cli.nic import nic as nic_group
 from sterna.cli.port import export, import_
-from sterna.cli.values import disk, duration, nic, size
+from sterna.cli.values import cd, disk, duration, nic, size
 from sterna.cli.vm_set import set_, upgrade_version
 
 vm = group(
@@ -23,8 +24,10 @@ vm = group(
     "sterna vm show web -o json",
 )
 vm.add_command(checkpoint)
+vm.add_command(eject)
 vm.add_command(export)
 vm.add_command(import_)
+vm.add_command(insert)
 vm.add_command(nic_group)
 vm.add_command(set_)
 vm.add_command(upgrade_version)
@@ -41,6 +44,7 @@ FIRMWARE = click.Choice(["bios", "uefi"])
     "sterna vm create web --disk image=/images/debian.qcow2,size=20GiB --nic switch=lan --start",
     "sterna vm create web --disk base=golden.qcow2,size=20GiB --nic switch=lan",
     "sterna vm create web --nic switch=lan,vlan=20 --nic switch=lan,mac=52:54:00:12:34:56",
+    "sterna vm create web --disk size=20GiB --cd isos/debian-12.iso --nic switch=lan --start",
     "sterna vm create rescue --kernel ./vmlinuz --initrd ./initrd.img --cmdline console=ttyS0",
     "sterna vm create -f web.toml",
     "sterna vm create -f - < web.json",
@@ -67,6 +71,14 @@ FIRMWARE = click.Choice(["bios", "uefi"])
     metavar="KEY=VALUE,…",
     multiple=True,
     help="A network card: switch=, vlan=, trunk=10+20-29, mac=, name=.",
+)
+@click.option(
+    "--cd",
+    "cds",
+    type=cd,
+    metavar="POOL/FILE|none",
+    multiple=True,
+    help="A CD drive with that file in it, or an empty one; it boots after the disks.",
 )
 @click.option("--kernel", type=FILE, metavar="FILE", help="Boot this kernel instead of a disk.")
 @click.option("--initrd", type=FILE, metavar="FILE", help="Its initial RAM disk.")

@@ -55,6 +55,7 @@ def one(settings: Settings, view: Mapping[str, Any]) -> None:
         ("firmware", spec.get("firmware")),
         ("boot", _boot(spec.get("boot"))),
         ("disks", [_disk(disk) for disk in spec.get("disks") or ()]),
+        ("cds", [_cd(cd) for cd in spec.get("cds") or ()]),
         ("nics", [_nic(nic) for nic in spec.get("nics") or ()]),
         ("checkpoints", ", ".join(view.get("checkpoints") or ())),
         ("at", view.get("at")),
@@ -125,6 +126,12 @@ def _disk(disk: Mapping[str, Any]) -> str:
     if disk.get("read_only"):
         parts.append("read-only")
     return ", ".join(part for part in parts if part)
+
+
+def _cd(cd: Mapping[str, Any]) -> str:
+    return f"{cd['name']}: " + (
+        f"{cd['volume']} in pool {cd['pool']}" if cd.get("pool") else "empty"
+    )
 
 
 def _nic(nic: Mapping[str, Any]) -> str:

@@ -51,6 +51,46 @@ class VolumeRefused(Refused):
     hint = "{fix}"
 
 
+class MediumMissing(Refused):
+    """A CD that a VM has in a drive."""
+
+    code = "cd.missing"
+    text = "{medium}, which {vm} has in its CD drive {drive}, is not on {host}"
+    hint = "Put it there, or take it out with: sterna vm eject {vm} {drive}"
+
+
+class MediumRefused(Refused):
+    code = "cd.refused"
+    text = "{medium} cannot be inserted into {vm}: {reason}"
+    hint = "{fix}"
+
+
+class MediumDiffers(Refused):
+    code = "cd.differs"
+    text = "{volume} on {host} is not the same as the CD of that name that {vm} has in a drive"
+    hint = "Rename the one on {host}, or do without: sterna vm eject {vm} {drive}"
+
+
+class DriveNotFound(NotFound):
+    code = "cd.no-drive"
+    text = "{vm} has no CD drive{drive}; it has {known}"
+    hint = "While it is off it can get one: sterna vm insert {vm} POOL/FILE --new-drive"
+
+
+class DriveUnclear(Conflict):
+    code = "cd.which-drive"
+    text = "{vm} has more than one CD drive that may be meant: {known}"
+    hint = "Name the drive: sterna vm {action} {vm} DRIVE{rest}"
+
+
+class MediumStuck(Failed):
+    """QEMU would not take it; what was in the drive before is in it again."""
+
+    code = "cd.failed"
+    text = "{medium} could not be inserted into CD drive {drive} of {vm}: {reason}"
+    hint = "{fix}"
+
+
 class PoolNotFound(NotFound):
     code = "pool.not-found"
     text = "{host} has no pool called {pool}"

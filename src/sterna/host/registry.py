@@ -259,6 +259,13 @@ class Pools:
         """Where `volume` of the pool called `name` is. Raises PoolNotFound, VolumeForbidden."""
         return storage.volume_path(self.get(name), volume)
 
+    async def peek(self, name: str, volume: str, length: int = 0) -> tuple[int, bytes]:
+        """Size of `volume`, and its first bytes.
+
+        Raises PoolNotFound, PoolUnusable, VolumeForbidden, OSError.
+        """
+        return await self._soon(self.get(name), lambda pool: storage.peek(pool, volume, length))
+
     async def delete_volume(self, name: str, volume: str) -> None:
         """Delete `volume`, gone already or not. Raises PoolUnusable while its pool is not there."""
         await self._bounded(self.get(name), lambda pool: storage.delete_volume(pool, volume))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-from sterna.model.move import MoveWishes
+from sterna.model.move import MoveWishes, StorageWishes
 
 
 class Severity(StrEnum):
@@ -87,6 +87,24 @@ class CarrierForecast:
     total_s: float | None
     pause_ms: float | None
     bytes_wire: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageReport:
+    """All that a check of disks that stay on their host says, as `MoveReport` does of a move.
+
+    The JSON of `POST /v1/vms/{vm}/storage-moves:check`.
+    """
+
+    version: int = 1
+    vm: str
+    vm_id: str
+    source: str  # their host
+    made: str  # RFC 3339
+    outcome: Outcome
+    wishes: StorageWishes
+    findings: tuple[Check, ...]
+    places: tuple[Place, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

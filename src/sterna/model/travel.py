@@ -34,6 +34,17 @@ class Mirroring:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Medium:
+    """What is in a CD drive. One that travels stays here too; it is sent unless the target has it."""
+
+    drive: str
+    source: Volume
+    place: Volume  # on the target
+    travels: bool
+    size: int | None = None  # bytes; None: it is not here any more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Travel:
     """The plan. `spec`, `checkpoints`, `at` and `saved` are as the target shall have them."""
 
@@ -45,6 +56,7 @@ class Travel:
     mirrors: tuple[Mirroring, ...]
     leaving: tuple[Volume, ...]  # the source's files that the target has too, in the end
     disks: frozenset[str]  # names of those that travel
+    media: tuple[Medium, ...] = ()  # in CD drives
     locked: tuple[Volume, ...] = ()  # of a VM that is off: files that another program has open
     is_sown: bool = False  # the disks were frozen for this move, see `seed`
 

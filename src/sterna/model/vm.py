@@ -32,6 +32,7 @@ DEVICE_NAME = re.compile(r"[a-z][a-z0-9]{0,14}")
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # a part of file names
 MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 MAX_VCPUS = 1024
+MAX_CDS = 6  # ports of the machine's own AHCI controller
 
 Size = Annotated[int, BeforeValidator(parse_size)]
 
@@ -74,6 +75,62 @@ class Disk:
         require_file_name(self.volume)
         if self.image and not self.image.startswith("/"):
             raise ValueError(f"image {self.image!r} must be an absolute path")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CD:
+    """One CD drive and the medium in it: a file, as it is, that many VMs may read at once.
+
+    Nothing of Sterna ever writes to a medium or deletes it.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    pool: str = ""  # empty: the drive is empty
+    volume: str = ""  # plain file name in the pool
+
+    def __post_init__(self) -> None:
+        require_name(self.name, "a CD drive", DEVICE_NAME)
+        require_file_name(self.volume)
+        if bool(self.pool) != bool(self.volume):
+            raise ValueError(f"CD drive {self.name} needs both pool and volume, or neither")
+
+    @property
+    def medium(self) -> Volume | None:
+        """The file; None if the drive is empty."""
+        return Volume(pool=self.pool, volume=self.volume) if self.pool else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CDInsertion:
+    """Body of POST /v1/vms/{vm}:insert. `drive`: empty if the VM has one, or one that is empty.
+
+    With `new_drive` a VM that is off gets one more drive, of that name or of the next one.
+    """
+
+    __pydantic_config__ = STRICT
+
+    pool: str
+    volume: str  # plain file name in the pool
+    drive: str = ""
+    new_drive: bool = False
+
+    def __post_init__(self) -> None:
+        if self.drive:
+            require_name(self.drive, "a CD drive", DEVICE_NAME)
+        if not self.pool or not self.volume:
+            raise ValueError("name the pool and the file of the medium")
+        require_file_name(self.volume)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CDEjection:
+    """Body of POST /v1/vms/{vm}:eject. `drive`: empty if one alone has a medium."""
+
+    __pydantic_config__ = STRICT
+
+    drive: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +218,7 @@ class VMSpec:
     machine: str = ""  # versioned machine type, such as pc-q35-7.2: the configuration version
     firmware: Firmware = Firmware.BIOS
     disks: tuple[Disk, ...] = ()
+    cds: tuple[CD, ...] = ()
     nics: tuple[NIC, ...] = ()
     boot: DirectBoot | None = None
     graphics: bool = True  # VGA with VNC on a Unix socket
@@ -176,10 +234,15 @@ class VMSpec:
         if self.memory < 16 << 20 or self.memory % (1 << 20):
             raise ValueError(f"memory is {self.memory} bytes; it must be whole MiB, at least 16MiB")
         require_choice(self.cpu, self.cpu_features)
+        if len(self.cds) > MAX_CDS:
+            raise ValueError(
+                f"{len(self.cds)} CD drives are too many: a machine has {MAX_CDS} at most"
+            )
         for tag in self.tags:
             require_name(tag, "a tag")
         for what, names in (
             ("disks", [disk.name for disk in self.disks]),
+            ("CD drives", [cd.name for cd in self.cds]),
             ("NICs", [nic.name for nic in self.nics]),
             ("NICs with MAC", [nic.mac for nic in self.nics if nic.mac]),
         ):

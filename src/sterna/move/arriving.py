@@ -15,10 +15,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from sterna.errors import BadSpec, BaseDiffers, Failed, FileClosed, SternaError, VolumeExists
+from sterna.errors import (
+    BadSpec,
+    BaseDiffers,
+    Failed,
+    FileClosed,
+    MediumDiffers,
+    Refused,
+    SternaError,
+    VolumeExists,
+)
 from sterna.host.parts import Part, Parts, Stopped
 from sterna.model.disk import Volume
 from sterna.model.reservation import FileCheck, FileOffer, Reservation
+from sterna.model.vm import VMSpec
 from sterna.vms.kept import Kept
 from sterna.vms.machine import VM
 
@@ -174,7 +184,7 @@ class ArrivingFiles:
             if part.size == offer.size:
                 return part
             part.close()
-            raise BaseDiffers(volume=offer.place, host=self._parts.host, vm=self._vm.name)
+            raise other_base(self._vm.record.spec, offer.place, self._parts.host)
         like = None if offer.is_base else self._kept.copy_of(self._vm.id, offer.place)
         return self._parts.open(self._owner, offer.place, offer.size, like)
 
@@ -251,12 +261,20 @@ class ArrivingFiles:
         finally:
             part.close()
 
-    def _other_base(self, file: _File) -> BaseDiffers:
-        return BaseDiffers(volume=file.offer.place, host=self._parts.host, vm=self._vm.name)
+    def _other_base(self, file: _File) -> Refused:
+        return other_base(self._vm.record.spec, file.offer.place, self._parts.host)
 
     async def _remove_parts(self) -> None:
         pools = {file.offer.place.pool for file in self._files}
         await self._parts.run(lambda: self._parts.remove(self._owner, pools))
+
+
+def other_base(spec: VMSpec, place: Volume, host: str) -> Refused:
+    """A file of that name is here, and it is not the template or the CD of the VM."""
+    drive = next((cd.name for cd in spec.cds if cd.medium == place), "")
+    if drive:
+        return MediumDiffers(volume=place, host=host, vm=spec.name, drive=drive)
+    return BaseDiffers(volume=place, host=host, vm=spec.name)
 
 
 def owner(vm_id: str, *, is_lasting: bool) -> str:

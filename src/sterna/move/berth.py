@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from sterna.errors import (
-    BaseDiffers,
     EncryptionRequired,
     Failed,
     ImageFailed,
@@ -34,7 +33,7 @@ from sterna.model.reservation import Reservation, ReservationStatus
 from sterna.model.travel import GROWTH
 from sterna.model.vm import VMRecord
 from sterna.move import capabilities, protocol
-from sterna.move.arriving import owner
+from sterna.move.arriving import other_base, owner
 from sterna.move.landing import Landing, landing
 from sterna.move.memory import UNLIMITED
 from sterna.qemu import image
@@ -141,6 +140,8 @@ class Berth:
     def _pools(self, reservation: Reservation, _facts: HostFacts) -> None:
         for disk in reservation.spec.disks:
             self._vms.launcher.pools.require(disk.pool)
+        for medium in chain.media(reservation.spec):
+            self._vms.launcher.pools.require(medium.pool)
 
     def _files(self, reservation: Reservation, _facts: HostFacts) -> None:
         """Nothing that is here is ever written over."""
@@ -154,7 +155,7 @@ class Berth:
             place = file.place
             path = pools.volume_path(place.pool, place.volume)
             if file.is_base and path.exists() and path.stat().st_size != file.size:
-                raise BaseDiffers(volume=place, host=self.host, vm=reservation.spec.name)
+                raise other_base(reservation.spec, place, self.host)
 
     def require_unclaimed(self, reservation: Reservation) -> None:
         """No other VM has or is about to make a file of that name. Does not look at the disk."""
@@ -164,6 +165,10 @@ class Berth:
             if vm.id != reservation.spec.id and vm.is_here
             for volume in (*chain.own_files(vm.record), *vm.record.made)
         }
+        media = set(chain.media(reservation.spec))
+        for vm in self._vms.all():
+            for volume in media.intersection(chain.own_files(vm.record) if vm.is_here else ()):
+                raise other_base(reservation.spec, volume, self.host)
         for volume in self._wanted(reservation):
             if volume in claimed:
                 path = self._vms.launcher.pools.volume_path(volume.pool, volume.volume)
@@ -344,8 +349,8 @@ class Berth:
     async def _remove_parts(self, vm: VM) -> None:
         """What a daemon that died left of a live move; of a VM that is off they are of use still."""
         mine = owner(vm.id, is_lasting=False)
-        pools = {disk.pool for disk in vm.record.spec.disks}
+        pools = chain.pools(vm.record)
         try:
-            await self._parts.run(lambda: self._parts.remove(mine, pools))
+            await self._parts.run(lambda: self._parts.remove(mine, set(pools)))
         except SternaError as error:
             log.warning("parts of %s stay for a day: %s", vm.name, error)

@@ -6,8 +6,9 @@ Changes nothing anywhere. `sterna check` and every move do the same here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 from sterna import clock
@@ -21,7 +22,7 @@ from sterna.model.disk import Volume
 from sterna.model.host import HostFacts
 from sterna.model.move import MoveWishes
 from sterna.model.travel import Travel
-from sterna.model.vm import Disk
+from sterna.model.vm import Disk, VMSpec
 from sterna.move import carriers, gather, offer, probe, sample
 from sterna.move.carriers import Choice
 from sterna.move.peer import Peer, Peers
@@ -186,10 +187,16 @@ class Preflight:
         source = here.source
         target, ahead = there or (source, 0.0)
         shared = shared_pools(source, target)
-        seen = await self._seen(vm, peer, shared, source, target)
+        seen = await self._seen(vm, peer, shared, (source, target), wishes)
         apart = {pool for pool, proof in seen.proofs.items() if proof.is_same is False}
         is_live = vm.record.process is not None
-        travel = plan(vm.record, wishes, shared=shared - apart, is_live=is_live)
+        travel = plan(
+            vm.record,
+            wishes,
+            shared=shared - apart,
+            is_live=is_live,
+            known={facts.pool.name for facts in target.pools},
+        )
         question = Question(
             spec=vm.record.spec,
             guest=here.guest,
@@ -218,11 +225,12 @@ class Preflight:
         vm: VM,
         peer: Peer | None,
         shared: frozenset[str],
-        source: HostFacts,
-        target: HostFacts,
+        hosts: tuple[HostFacts, HostFacts],
+        wishes: MoveWishes,
     ) -> gather.Seen:
-        """What the target sees of the VM's shared pools and of the files that it boots."""
-        files = boot_files(vm.record.spec)
+        """What the target sees of the VM's shared pools, of the files that it boots and its CDs."""
+        source, target = hosts
+        files = (*boot_files(vm.record.spec), *_media(vm.record.spec, target, wishes.pool))
         used = chain.pools(vm.record)
         known = {facts.pool.name for facts in target.pools}
         mine = (facts.pool for facts in source.pools if facts.pool.name in used - known)
@@ -247,6 +255,14 @@ class Preflight:
         told = await peer.check(offer.reservation(vm, self._vms, travel))
         named = [replace(one, id=SAME.get(one.id, one.id)) for one in told]
         return [one for one in named if known.isdisjoint({one.id, *FOLLOWS.get(one.id, ())})]
+
+
+def _media(spec: VMSpec, target: HostFacts, wished: str) -> Iterator[str]:
+    """Where the target may have the CDs of a VM."""
+    for facts in target.pools:
+        for medium in chain.media(spec):
+            if facts.pool.name in (medium.pool, wished):
+                yield str(Path(facts.pool.path) / medium.volume)
 
 
 async def _given(known: T) -> T:

@@ -11,18 +11,18 @@ image of a running VM's disk goes by QEMU's mirror (`mirrors`), because the gues
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from sterna.errors import MoveRefused, VolumeMissing
+from sterna.errors import MoveRefused, SternaError, VolumeMissing
 from sterna.host.registry import Pools
 from sterna.model.disk import Checkpoint, Image, StateFile, Volume
 from sterna.model.host import HostFacts
 from sterna.model.move import DiskWish, MoveWishes
 from sterna.model.reservation import FileOffer, MirrorOffer
-from sterna.model.travel import Mirroring, Parcel, Travel
-from sterna.model.vm import NIC, Disk, VMRecord
+from sterna.model.travel import Medium, Mirroring, Parcel, Travel
+from sterna.model.vm import CD, NIC, Disk, VMRecord
 from sterna.qemu import image
 from sterna.vms import chain
 
@@ -40,15 +40,27 @@ def shared_pools(source: HostFacts, target: HostFacts) -> frozenset[str]:
     )
 
 
-def plan(record: VMRecord, wishes: MoveWishes, *, shared: frozenset[str], is_live: bool) -> Travel:
-    """What travels; sizes are still zero. Raises MoveRefused for wishes that contradict the disks."""
+def plan(
+    record: VMRecord,
+    wishes: MoveWishes,
+    *,
+    shared: frozenset[str],
+    is_live: bool,
+    known: Collection[str] = (),
+) -> Travel:
+    """What travels; sizes are still zero. `known`: all pools of the target.
+
+    Raises MoveRefused for wishes that contradict the disks.
+    """
     planner = _Planner(record, wishes, shared, is_live)
+    # First, so that one that is not the same there ends the move before anything else is sent.
+    cds = tuple(planner.cd(cd, known) for cd in record.spec.cds)
     disks = tuple(planner.disk(disk) for disk in record.spec.disks)
     checkpoints = tuple(planner.checkpoint(one) for one in record.checkpoints)
     saved = planner.state(record.saved) if record.saved is not None else None
     planner.require_apart(disks)
     return Travel(
-        spec=replace(record.spec, disks=disks, nics=planner.nics()),
+        spec=replace(record.spec, disks=disks, cds=cds, nics=planner.nics()),
         checkpoints=checkpoints,
         at=record.at,
         saved=saved,
@@ -56,6 +68,7 @@ def plan(record: VMRecord, wishes: MoveWishes, *, shared: frozenset[str], is_liv
         mirrors=tuple(planner.mirrors),
         leaving=tuple(dict.fromkeys(planner.leaving)),
         disks=frozenset(planner.names),
+        media=tuple(planner.media),
     )
 
 
@@ -81,6 +94,7 @@ class _Planner:
         self.mirrors: list[Mirroring] = []
         self.leaving: list[Volume] = []
         self.names: list[str] = []
+        self.media: list[Medium] = []
         self._went: dict[str, str] = {}  # pool here -> pool there, of disks that travel
 
     @staticmethod
@@ -100,6 +114,21 @@ class _Planner:
         return tuple(
             replace(nic, switch=mapped.get(nic.name, nic.switch)) for nic in self.record.spec.nics
         )
+
+    # ---- CDs -------------------------------------------------------------------------------
+
+    def cd(self, cd: CD, known: Collection[str]) -> CD:
+        """The drive as the target has it. A medium goes like a template: others may read it too."""
+        if cd.medium is None:
+            return cd
+        travels = cd.pool not in self.shared
+        elsewhere = travels and cd.pool not in known and bool(self.wishes.pool)
+        pool = self.wishes.pool if elsewhere else cd.pool
+        place = Volume(pool=pool, volume=cd.volume)
+        self.media.append(Medium(drive=cd.name, source=cd.medium, place=place, travels=travels))
+        if travels:
+            self._add(Parcel(source=cd.medium, offer=FileOffer(place=place, size=0, is_base=True)))
+        return replace(cd, pool=pool)
 
     # ---- disks -----------------------------------------------------------------------------
 
@@ -137,9 +166,11 @@ class _Planner:
     ) -> None:
         for one in images:
             offer = FileOffer(place=Volume(pool=pool, volume=one.volume), size=0, is_base=is_base)
-            parcel = Parcel(source=Volume(pool=disk.pool, volume=one.volume), offer=offer)
-            if parcel not in self.files:  # a template of several disks
-                self.files.append(parcel)
+            self._add(Parcel(source=Volume(pool=disk.pool, volume=one.volume), offer=offer))
+
+    def _add(self, parcel: Parcel) -> None:
+        if parcel not in self.files:  # a template of several disks, a CD in two drives
+            self.files.append(parcel)
 
     def require_apart(self, disks: tuple[Disk, ...]) -> None:
         """No two files of different pools become one. Raises MoveRefused."""
@@ -255,9 +286,27 @@ async def measure(travel: Travel, record: VMRecord, pools: Pools, host: str) -> 
         offer = replace(mirror.offer, size=size, allocated=allocated)
         return replace(mirror, offer=offer, lost=lost, snapshots=snapshots)
 
-    files = await asyncio.to_thread(lambda: tuple(weigh(parcel) for parcel in travel.files))
+    media = tuple([await _found(one, pools) for one in travel.media])
+    gone = {one.source for one in media if one.size is None}  # for a check to say
+    there = [one for one in travel.files if one.source not in gone]
+    files = await asyncio.to_thread(lambda: tuple(weigh(parcel) for parcel in there))
     mirrors = tuple([await look(mirror) for mirror in travel.mirrors])
-    return replace(travel, files=files, mirrors=mirrors, locked=await asyncio.to_thread(locked))
+    return replace(
+        travel,
+        files=files,
+        mirrors=mirrors,
+        media=media,
+        locked=await asyncio.to_thread(locked),
+    )
+
+
+async def _found(medium: Medium, pools: Pools) -> Medium:
+    """`medium` with its size, if it can be read here."""
+    try:
+        size, _ = await pools.peek(medium.source.pool, medium.source.volume)
+    except (OSError, SternaError):
+        return medium
+    return replace(medium, size=size)
 
 
 def _mirrored(record: VMRecord, mirror: Mirroring) -> Iterator[Image]:

@@ -28,7 +28,7 @@ from sterna.port.copying import carry
 from sterna.port.progress import Progress
 from sterna.qemu import image
 from sterna.units import format_size
-from sterna.vms import chain
+from sterna.vms import chain, media
 from sterna.vms.launch import Launcher
 
 
@@ -169,7 +169,7 @@ class Writing:
         return Manifest(
             exported=clock.now(),
             host=self._launcher.host,
-            spec=record.spec,
+            spec=media.without(record.spec),  # a CD is not the VM's, and not in the folder
             created=record.created,
             checkpoints=record.checkpoints,
             at=record.at,

@@ -10,6 +10,7 @@ from sterna.model.disk import Checkpoint, Image, StateFile, Volume
 from sterna.model.port import ImportWishes, Manifest
 from sterna.model.vm import Disk, Ownership, OwnershipState, VMRecord
 from sterna.port.export import places, without_memory
+from sterna.vms import media
 from sterna.vms.inspect import links
 from sterna.vms.specify import random_mac
 
@@ -82,6 +83,7 @@ class _Planning:
                 name=self._name,
                 id=str(uuid.uuid4()) if fresh else spec.id,
                 nics=nics,
+                cds=media.without(spec).cds,
                 disks=tuple(self._disk(disk) for disk in spec.disks),
             ),
             checkpoints=tuple(self._checkpoint(one) for one in before.checkpoints),

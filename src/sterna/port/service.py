@@ -46,6 +46,7 @@ from sterna.port.plan import Plan, plan
 from sterna.port.progress import Progress
 from sterna.port.unfinished import Unfinished
 from sterna.units import format_size
+from sterna.vms import chain
 from sterna.vms.machine import VM
 from sterna.vms.service import VMs
 from sterna.vms.volumes import uses
@@ -150,7 +151,9 @@ class Ports:
                     vm=vm.name, folder=wishes.folder, reason=error.strerror or error, fix=RETRY
                 ) from error
             size = sum(one.allocated for one in manifest.files)
-            step.say(f"{_count(items)}, {format_size(size)}, are in {wishes.folder}")
+            out = ", ".join(str(one) for one in chain.media(record.spec))
+            cds = f"; its drives are empty there, its CDs stay where they are: {out}" if out else ""
+            step.say(f"{_count(items)}, {format_size(size)}, are in {wishes.folder}{cds}")
         undo.dismiss()
         job.phase = Phase.TIDY
         with job.uncancellable():
@@ -158,7 +161,7 @@ class Ports:
                 await self._store.delete(job.id)
         return {
             "text": f"{vm.name} is exported to {wishes.folder}: {_count(items)}, "
-            f"{format_size(size)}",
+            f"{format_size(size)}{cds}",
             "folder": wishes.folder,
             "files": len(items),
             "bytes_files": size,

@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from sterna.errors import BadSpec, FirmwareMissing
 from sterna.model.cpu import LEVELS, CPUChoice, needs
-from sterna.model.vm import NIC, Disk, Firmware, VMSpec
+from sterna.model.vm import CD, NIC, Disk, Firmware, VMSpec
 from sterna.qemu import nodes
 from sterna.qemu.nodes import Layer
 from sterna.units import KIB
@@ -116,13 +117,15 @@ def build(  # noqa: PLR0913 - one argument for each thing that differs between t
     accel: Literal["kvm", "tcg"],
     tap_fds: Mapping[str, int],
     chains: Mapping[str, Sequence[Layer]],
+    media: Mapping[str, Layer] = MappingProxyType({}),
     incoming: bool = False,
     firmware: FirmwareFiles | None = None,
     arguments: Sequence[str] = (),
     vhost_fds: Mapping[str, int] | None = None,
     masked: Sequence[str] = (),
 ) -> list[str]:
-    """The command line. `tap_fds` and `chains` (images, the top first) by the names of the spec's NICs and disks;
+    """The command line. `tap_fds` and `chains` (images, the top first) by the names of the spec's NICs and disks,
+    `media` by those of CD drives that are not empty;
     with `vhost_fds` (open /dev/vhost-net, by NIC) the host's kernel carries the frames. `masked`: features of
     the processor that guests of this host shall not have.
 
@@ -140,6 +143,9 @@ def build(  # noqa: PLR0913 - one argument for each thing that differs between t
         *_fixed_devices(),
         *_each(_nic(nic, i, tap_fds, vhost_fds or {}) for i, nic in enumerate(spec.nics)),
         *_each(_disk(disk, i, chains[disk.name]) for i, disk in enumerate(spec.disks)),
+        *_each(
+            _cd(cd, i, len(spec.disks) + i + 1, media.get(cd.name)) for i, cd in enumerate(spec.cds)
+        ),
         *_boot(spec),
         *(("-incoming", "defer") if incoming else ()),
     ]
@@ -296,6 +302,24 @@ def _disk(disk: Disk, index: int, layers: Sequence[Layer]) -> list[str]:
             f",bus=disk-port-{index},addr=0x0,bootindex={index + 1}"
         ),
     ]
+
+
+def _cd(cd: CD, port: int, bootindex: int, medium: Layer | None) -> list[str]:
+    """A drive at the machine's own AHCI controller, which every guest can read without a driver of
+    ours. After the disks in the order of booting: an installed system starts, with the CD still in.
+    """
+    if medium is None:
+        opened, drive = [], ""
+    else:
+        opened = _blockdevs(nodes.image(medium, backing=None, read_only=True))
+        drive = f",drive={medium.node}"
+    device = f"ide-cd,id={cd_device(cd.name)},bus=ide.{port}{drive},bootindex={bootindex}"
+    return [*opened, "-device", device]
+
+
+def cd_device(name: str) -> str:
+    """Id of a CD drive in QEMU."""
+    return f"cd-{name}"
 
 
 def _blockdevs(options: Iterable[nodes.Options]) -> list[str]:

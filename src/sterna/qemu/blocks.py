@@ -99,6 +99,31 @@ class Blocks:
                 tops[name.removeprefix("blk-")] = str(inserted["node-name"])
         return tops
 
+    async def media(self) -> dict[str, str]:
+        """What is in each of a VM's CD drives now: name of the drive -> node, empty for an empty one."""
+        found: dict[str, str] = {}
+        for item in await self._do("query-block"):
+            device = str(item.get("qdev", "")).rsplit("/", 1)[-1]
+            if device.startswith("cd-"):
+                inserted = item.get("inserted") or {}
+                found[device.removeprefix("cd-")] = str(inserted.get("node-name", ""))
+        return found
+
+    async def open_tray(self, device: str) -> None:
+        """Open a CD drive, though its guest has locked it."""
+        await self._do("blockdev-open-tray", {"id": device, "force": True})
+
+    async def close_tray(self, device: str) -> None:
+        await self._do("blockdev-close-tray", {"id": device})
+
+    async def remove_medium(self, device: str) -> None:
+        """Out of an open drive, be it empty; the node stays open."""
+        await self._do("blockdev-remove-medium", {"id": device})
+
+    async def insert_medium(self, device: str, node: str) -> None:
+        """Into an open, empty drive."""
+        await self._do("blockdev-insert-medium", {"id": device, "node-name": node})
+
     async def bitmaps(self, node: str) -> tuple[str, ...]:
         """Names of the node's dirty bitmaps that are kept in its file and can be trusted."""
         for item in await self._nodes():

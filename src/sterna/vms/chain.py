@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from sterna.host.registry import Pools
 from sterna.model.disk import Checkpoint, Image, Volume, node_name
-from sterna.model.vm import Disk, VMRecord
+from sterna.model.vm import CD, Disk, VMRecord, VMSpec
 from sterna.qemu.nodes import Layer
 
 
@@ -58,8 +58,24 @@ def own_files(record: VMRecord) -> tuple[Volume, ...]:
     return tuple(dict.fromkeys(files))
 
 
+def medium(cd: CD, pools: Pools) -> Layer | None:
+    """What is in the drive, where this host has it. Raises PoolNotFound, VolumeForbidden.
+
+    Its node is the drive's own: two drives may have the same medium.
+    """
+    if cd.medium is None:
+        return None
+    node = node_name(f"cd-{cd.name}:{cd.pool}", cd.volume)
+    return Layer(node=node, path=pools.volume_path(cd.pool, cd.volume), format="raw")
+
+
+def media(spec: VMSpec) -> tuple[Volume, ...]:
+    """The files in its CD drives, which others may read too."""
+    return tuple(dict.fromkeys(cd.medium for cd in spec.cds if cd.medium is not None))
+
+
 def pools(record: VMRecord) -> frozenset[str]:
-    """The pools that hold anything of the VM's."""
-    return frozenset(
-        [*(disk.pool for disk in record.spec.disks), *(file.pool for file in own_files(record))]
-    )
+    """The pools that hold anything of the VM's, or a medium that it reads."""
+    disks = (disk.pool for disk in record.spec.disks)
+    files = (file.pool for file in (*own_files(record), *media(record.spec)))
+    return frozenset([*disks, *files])

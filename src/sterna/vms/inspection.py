@@ -183,6 +183,7 @@ class Inspections:
                 if vm.is_here
                 for base in disk.base
             }
+            files |= {(one.pool, one.volume) for one in chain.media(record.spec) if vm.is_here}
         for copy in self._vms.kept.list():
             files |= {
                 (file.was.pool, name) for file in copy.files for name in (file.now, file.was.volume)

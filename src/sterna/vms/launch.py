@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Literal
 
 from sterna.config import Config
-from sterna.errors import CPULacking, ImageMissing, QEMULost, SternaError, VMStartFailed
+from sterna.errors import (
+    CPULacking,
+    ImageMissing,
+    MediumMissing,
+    QEMULost,
+    SternaError,
+    VMStartFailed,
+)
 from sterna.host.network import Network
 from sterna.host.registry import Pools, Switches
 from sterna.host.taps import tap_name
@@ -69,6 +76,7 @@ class Launcher:
                 accel=self.accel,
                 tap_fds=taps,
                 chains=self.chains(vm.record),
+                media=self.media(spec),
                 incoming=incoming,
                 firmware=self.firmware(spec),
                 arguments=self.config.qemu.arguments,
@@ -102,6 +110,11 @@ class Launcher:
         """Where the images of each disk are on this host, the top first."""
         return {disk.name: chain.layers(record, disk, self.pools) for disk in record.spec.disks}
 
+    def media(self, spec: VMSpec) -> dict[str, Layer]:
+        """What is in each CD drive that is not empty."""
+        found = {cd.name: chain.medium(cd, self.pools) for cd in spec.cds}
+        return {name: layer for name, layer in found.items() if layer is not None}
+
     def firmware(self, spec: VMSpec) -> FirmwareFiles | None:
         """UEFI's code and this VM's variables; None for BIOS."""
         if spec.firmware is Firmware.BIOS:
@@ -113,7 +126,7 @@ class Launcher:
         return self.config.state_dir / "nvram" / f"{vm_id}.fd"
 
     def check_files(self, record: VMRecord) -> None:
-        """Raises ImageMissing, naming the first file that the VM needs and this host lacks."""
+        """Raises ImageMissing or MediumMissing, naming the first file that is needed and not here."""
         boot = record.spec.boot
         needed: list[tuple[str, Path]] = []
         if boot is not None:
@@ -125,6 +138,12 @@ class Launcher:
         for what, path in needed:
             if not path.is_file():
                 raise ImageMissing(what=what, path=path, host=self.host)
+        for cd in record.spec.cds:
+            medium = chain.medium(cd, self.pools)
+            if medium is not None and not medium.path.is_file():
+                raise MediumMissing(
+                    medium=cd.medium, drive=cd.name, vm=record.spec.name, host=self.host
+                )
 
     def remove_files(self, spec: VMSpec) -> None:
         """What a host keeps beside the disks of a VM."""

@@ -22,7 +22,7 @@ from sterna.model.vm import Disk, VMRecord
 from sterna.qemu import nodes
 from sterna.qemu.blocks import POLL_S, BlockJob, Blocks
 from sterna.qemu.nodes import file_of
-from sterna.vms import chain
+from sterna.vms import chain, media
 from sterna.vms.kept import Kept
 from sterna.vms.machine import VM
 
@@ -55,7 +55,8 @@ async def mend(vm: VM, pools: Pools, kept: Kept) -> Mended:
         await _end_jobs(blocks, vm.record, pools)
         await _stack(vm, blocks, pools)
         await _follow(vm, blocks, pools, kept)
-        used = await _close_strays(blocks, vm.record)
+        await media.mend(vm, blocks, pools)
+        used = await _close_strays(blocks, vm.record, pools)
     await clear_files(vm, pools, kept, used)
     return mended
 
@@ -221,9 +222,11 @@ async def _merge_again(vm: VM, blocks: Blocks, upper: Volume, base: Volume) -> N
         raise
 
 
-async def _close_strays(blocks: Blocks, record: VMRecord) -> frozenset[str]:
-    """Close nodes that belong to no chain of the record, those on top first; what remains open."""
+async def _close_strays(blocks: Blocks, record: VMRecord, pools: Pools) -> frozenset[str]:
+    """Close nodes that belong to no chain or drive of the record, those on top first; what remains open."""
     expected = {node for disk in record.spec.disks for node in _chain_nodes(record, disk)}
+    loaded = (chain.medium(cd, pools) for cd in record.spec.cds)
+    expected |= {medium.node for medium in loaded if medium is not None}
     expected |= {file_of(node) for node in expected} | {*_FIXED, *(file_of(n) for n in _FIXED)}
     closing = True
     while closing:

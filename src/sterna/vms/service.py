@@ -47,7 +47,7 @@ from sterna.model.vm import (
 )
 from sterna.operations.runner import Job, Runner
 from sterna.qemu import image
-from sterna.vms import chain, change, saved, volumes
+from sterna.vms import chain, change, media, saved, volumes
 from sterna.vms.kept import Kept
 from sterna.vms.launch import Launcher
 from sterna.vms.machine import VM
@@ -120,14 +120,14 @@ class VMs:
         return next((vm for vm in self._vms.values() if vm.is_here and vm.name == name), None)
 
     def users_of_pool(self, pool: str) -> list[str]:
-        """Names of the VMs with a file there, or of which copies are kept there.
+        """Names of the VMs with a file or a CD there, or of which copies are kept there.
 
         Also of those that have left but for a file that could not be removed yet.
         """
 
         def files(vm: VM) -> Iterator[Volume]:
             if vm.is_here:
-                yield from chain.own_files(vm.record)
+                yield from (*chain.own_files(vm.record), *chain.media(vm.record.spec))
             yield from (*vm.record.made, *vm.record.departing, *vm.record.leaving)
 
         using = {
@@ -197,6 +197,8 @@ class VMs:
         self.launcher.require_processor(spec.name, spec.processor)
         await asyncio.to_thread(self._check_new, spec)
         spec = await volumes.resolve(spec, self.launcher.pools, self.config.name)
+        for medium in chain.media(spec):
+            await media.require_readable(spec.name, medium, self.launcher.pools)
         self.require_unused(spec)
         if self.find(spec.name) is not None or spec.id in self._vms:
             raise VMExists(vm=spec.name, host=self.config.name)
@@ -219,7 +221,17 @@ class VMs:
         return view(vm, self.config.name)
 
     def require_unused(self, spec: VMSpec) -> None:
-        """Raises VolumeRefused if a disk of `spec` is another's, or about to be deleted."""
+        """No disk of `spec` is another's or about to be deleted, and nobody writes to its CDs.
+
+        Raises VolumeRefused, MediumRefused.
+        """
+        used = self.used()
+        volumes.require_unused(spec, used, self.launcher.pools)
+        disks = [Volume(pool=disk.pool, volume=disk.volume) for disk in spec.disks]
+        media.require_unwritten(spec.name, chain.media(spec), used, disks)
+
+    def used(self) -> dict[Volume, volumes.Use]:
+        """All files that VMs of this host use, or that are about to be deleted."""
         used = {
             place: volumes.Use(vm=vm.name, is_own=True, leaves=f"{vm.name} has left it behind")
             for vm in self._vms.values()
@@ -231,11 +243,10 @@ class VMs:
             for file in copy.files:
                 place = Volume(pool=file.was.pool, volume=file.now)
                 used[place] = volumes.Use(vm=copy.vm, is_own=True, leaves=reason)
-        used |= volumes.uses(vm.record for vm in self._vms.values() if vm.is_here)
-        volumes.require_unused(spec, used, self.launcher.pools)
+        return used | volumes.uses(vm.record for vm in self._vms.values() if vm.is_here)
 
     def _used_but_by(self, vm_id: str) -> frozenset[Volume]:
-        """The files that all other VMs here have or rest on: a template may be shared."""
+        """The files that all other VMs here have, rest on or read: those may be shared."""
         others = (vm.record for vm in self._vms.values() if vm.is_here and vm.id != vm_id)
         return frozenset(
             place
@@ -247,6 +258,7 @@ class VMs:
                     for disk in record.spec.disks
                     for base in disk.base
                 ),
+                *chain.media(record.spec),
             )
         )
 

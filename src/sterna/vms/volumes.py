@@ -26,8 +26,17 @@ class Use:
     """What other VMs of this host do with a file."""
 
     vm: str
-    is_own: bool  # it writes to it, or it froze it; else it only rests on it
+    is_own: bool  # it writes to it, or it froze it; else it only reads it
+    is_medium: bool = False  # as a CD; else as a template that its disks rest on
     leaves: str = ""  # it is about to be deleted, and why: nothing may be built on it
+
+    @property
+    def words(self) -> str:
+        """Why no other may write to it."""
+        if self.is_medium:
+            return f"it is in a CD drive of {self.vm}"
+        how = "is in use by" if self.is_own else "is a template that disks rest on, of"
+        return f"it {how} {self.vm}"
 
 
 def uses(records: Iterable[VMRecord]) -> dict[Volume, Use]:
@@ -40,6 +49,8 @@ def uses(records: Iterable[VMRecord]) -> dict[Volume, Use]:
             for base in disk.base:
                 place = Volume(pool=disk.pool, volume=base.volume)
                 found.setdefault(place, Use(vm=record.spec.name, is_own=False))
+        for place in chain.media(record.spec):
+            found.setdefault(place, Use(vm=record.spec.name, is_own=False, is_medium=True))
     return found
 
 
@@ -68,9 +79,7 @@ def require_unused(spec: VMSpec, used: Mapping[Volume, Use], pools: Pools) -> No
         if (use := used.get(top)) is not None:
             if use.leaves:
                 raise refused(top, use.leaves, "Use a copy of it: image=PATH")
-            how = "is in use by" if use.is_own else "is a template that disks rest on, of"
-            reason = f"it {how} {use.vm}"
-            raise refused(top, reason, "Use it as a template: base=, or as a copy: image=PATH")
+            raise refused(top, use.words, "Use it as a template: base=, or as a copy: image=PATH")
     for disk in spec.disks:
         for below in disk.base:
             place = Volume(pool=disk.pool, volume=below.volume)

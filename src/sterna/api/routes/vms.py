@@ -9,11 +9,11 @@ from fastapi import APIRouter, Body, Query, Response
 from sterna.api.answers import accepted, answer
 from sterna.api.services import Here
 from sterna.api.views import StopWishes, VMView
-from sterna.model.check import MoveReport
+from sterna.model.check import MoveReport, StorageReport
 from sterna.model.machine import Upgrade, UpgradeWishes
 from sterna.model.move import MoveWishes, StorageWishes
 from sterna.model.operation import Operation
-from sterna.model.vm import NICChanges, VMChanges, VMSpec
+from sterna.model.vm import CDEjection, CDInsertion, NICChanges, VMChanges, VMSpec
 
 router = APIRouter(prefix="/v1/vms", tags=["vms"])
 
@@ -61,6 +61,20 @@ async def upgrade_version(
 async def change_nic(vm: str, nic: str, changes: NICChanges, here: Here) -> Response:
     """Plug a NIC into another switch or VLAN, at once if the VM runs: its link stays up."""
     return answer(await here.plugs.change(vm, nic, changes))
+
+
+@router.post("/{vm}:insert", response_model=VMView)
+async def insert(vm: str, wanted: CDInsertion, here: Here) -> Response:
+    """Put a CD into a drive, at once if the VM runs; what is in it goes out."""
+    return answer(await here.drives.insert(vm, wanted))
+
+
+@router.post("/{vm}:eject", response_model=VMView)
+async def eject(
+    vm: str, here: Here, wanted: Annotated[CDEjection | None, Body()] = None
+) -> Response:
+    """Take a CD out of a drive, at once if the VM runs, though its guest has locked it."""
+    return answer(await here.drives.eject(vm, wanted or CDEjection()))
 
 
 @router.delete("/{vm}", status_code=204)
@@ -121,3 +135,9 @@ async def survey(
 async def move_storage(vm: str, wishes: StorageWishes, here: Here) -> Response:
     """Move its disks to other pools of this host, under the running VM or of one that is off."""
     return accepted(await here.storage_moves.begin(vm, wishes))
+
+
+@router.post("/{vm}/storage-moves:check", response_model=StorageReport)
+async def check_storage_move(vm: str, wishes: StorageWishes, here: Here) -> Response:
+    """What would become of that move of disks: every finding, and where each goes. Nothing happens."""
+    return answer(await here.storage_moves.check(vm, wishes))

@@ -26,21 +26,21 @@ from sterna.errors import (
     StorageMoveLeftovers,
     StorageMoveRefused,
     VMLost,
-    VMWrongState,
     VolumeExists,
 )
-from sterna.model.check import Severity
+from sterna.model.check import Severity, StorageReport
 from sterna.model.edge import dump
 from sterna.model.move import DEFAULT_KEEP_DAYS, Phase, StorageWishes
 from sterna.model.operation import Operation
-from sterna.model.vm import RunState, VMRecord
+from sterna.model.vm import VMRecord
 from sterna.move.queue import in_turn
 from sterna.move.slots import Slots
 from sterna.move.storage.copy import Copies
 from sterna.move.storage.disks import Switchover
-from sterna.move.storage.facts import gather, making
+from sterna.move.storage.facts import making
 from sterna.move.storage.files import same
-from sterna.move.storage.plan import Facts, Plan, Question, Transfer, check, plan
+from sterna.move.storage.plan import Facts, Plan, Transfer
+from sterna.move.storage.preflight import look, report
 from sterna.move.undo import Undo
 from sterna.operations.runner import Job
 from sterna.units import format_duration, format_size
@@ -68,6 +68,10 @@ class StorageMoves:
         self._vms = vms
         self._slots = slots
 
+    async def check(self, ref: str, wishes: StorageWishes) -> StorageReport:
+        """What would become of that move. Raises VMNotFound, VMDamaged."""
+        return await report(self._vms.get(ref), self._vms, wishes)
+
     async def begin(self, ref: str, wishes: StorageWishes) -> Operation:
         """Check, then start it as an operation.
 
@@ -89,12 +93,8 @@ class StorageMoves:
         return self._vms.runner.start(KIND, vm=vm.name, vm_id=vm.id, work=work)
 
     async def _plan(self, vm: VM, wishes: StorageWishes) -> Order:
-        if vm.state not in (RunState.RUNNING, RunState.PAUSED, RunState.OFF):
-            fix = f"See: sterna vm show {vm.name}"
-            raise VMWrongState(action="move the disks of", vm=vm.name, state=vm.state, fix=fix)
-        planned = plan(vm.record, wishes)
-        facts = await gather(vm, self._vms, planned)
-        found = check(Question(record=vm.record, wishes=wishes, plan=planned, facts=facts))
+        looked = await look(vm, self._vms, wishes)
+        found = looked.found
         blockers = [one for one in found if one.severity is Severity.BLOCKER]
         if blockers:
             more = f" (and {len(blockers) - 1} more)" if len(blockers) > 1 else ""
@@ -105,7 +105,7 @@ class StorageMoves:
                 findings=[dump(one) for one in found],
             )
         warnings = tuple(one.finding for one in found)
-        return Order(plan=planned, facts=facts, wishes=wishes, warnings=warnings)
+        return Order(plan=looked.plan, facts=looked.facts, wishes=wishes, warnings=warnings)
 
 
 class StorageMove:
