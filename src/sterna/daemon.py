@@ -64,12 +64,15 @@ class Daemon:
         self.runner = launcher.runner
         self.idleness = inventory.Idleness()
         self.qemu = qemu
-        installed = HostSettings(bandwidth=settings.migration.limit or 0)
-        self.settings = Settings(settings.state_dir / "settings", installed)
+        migration = settings.migration
+        installed = HostSettings(bandwidth=migration.limit or 0, encryption=migration.encryption)
+        self.settings = Settings(
+            settings.state_dir / "settings", installed, settings.name, settings.migration_addresses
+        )
         self.vms = VMs(settings, launcher, self.runner)
+        self.vms.settings = lambda: self.settings.now
         self.peers = Peers(settings)
         self.incoming = Incoming(self.vms, lambda: self.facts(with_switches=False))
-        self.incoming.settings = lambda: self.settings.now
         self.checkpoints = Checkpoints(self.vms)
         self.inspections = Inspections(self.vms)
         self.ports = Ports(self.vms, self.checkpoints)
@@ -100,6 +103,10 @@ class Daemon:
             )
             for item in damaged
         ]
+        problems += [
+            f"no address of this host is in its migration network {one}"
+            for one in self.settings.lost
+        ]
         journal = self.runner.journal
         problems += [error.message for error in journal.damaged]
         if journal.problem:
@@ -115,7 +122,8 @@ class Daemon:
             qemu=self.qemu,
             switches=tuple(switches),
             pools=tuple(pools),
-            migration_address=self.config.migration_address,
+            migration_address=next(iter(self.vms.migration_addresses), ""),
+            migration_addresses=self.vms.migration_addresses,
             vms=sum(vm.is_here for vm in self.vms.all()),
             cpu=self.launcher.cpu,
             cpus_idle=self.idleness.cpus,

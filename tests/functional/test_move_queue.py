@@ -20,6 +20,10 @@ ORDINARY = {
     "live_moves": 2,
     "storage_moves": 2,
     "bandwidth": 0,
+    "migration_networks": [],
+    "carrier": "auto",
+    "max_downtime_ms": 300,
+    "encryption": "required",
 }
 
 

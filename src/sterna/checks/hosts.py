@@ -81,6 +81,20 @@ def inbound(q: Question) -> Iterator[Finding]:
         )
 
 
+@check("host.encryption", BLOCKER, "The source encrypts what the target wants encrypted")
+def encryption(q: Question) -> Iterator[Finding]:
+    here_is, there_is = q.source.settings.encryption, q.target.settings.encryption
+    if q.is_off or q.wishes.carrier == "compression":  # by TLS, whatever the settings
+        return
+    if here_is == "off" and there_is == "required":
+        yield Finding(
+            f"{q.source.name} would send the memory unencrypted (encryption off), and "
+            f"{q.target.name} does not take that (encryption required)",
+            "Encrypt it, or move it with --carrier compression",
+            here(q, "host set --encryption required"),
+        )
+
+
 @check("host.problems", WARNING, "The target reports no problem of its own")
 def problems(q: Question) -> Iterator[Finding]:
     for problem in q.target.problems:

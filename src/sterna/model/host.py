@@ -122,6 +122,7 @@ class HostFacts:
     pools: tuple[PoolFacts, ...]
     migration_address: str  # where moves are received
     vms: int
+    migration_addresses: tuple[str, ...] = ()  # all that it allows, the preferred one first
     cpu: CPUFacts = field(default_factory=CPUFacts)  # what its guests can see of processors
     cpus_idle: float | None = None  # of `cpus`, over the last second; None: not known yet
     problems: tuple[str, ...] = ()  # records set aside and the like: what an administrator must see

@@ -89,15 +89,17 @@ class Moves:
                     job.warn(one.finding)
             go_with: dict[str, Any] = {
                 "job": job, "vms": self._vms, "limits": self._limits, "choice": choice,
+                "addresses": prepared.addresses,
             }  # fmt: skip
+            filled = prepared.wishes
             if not is_sown:
-                return await Move(vm, peer, wishes, travel, **go_with).run()
+                return await Move(vm, peer, filled, travel, **go_with).run()
             job.log(f"its disks are frozen and sent as files: {why}")
             await self._seeds.sow(vm, job)
             unbound = replace(wishes, approved=None)  # frozen, its disks are others than approved
             _, again = await self._preflight.require(vm, unbound)
             sown = replace(again.travel, is_sown=True)
-            return await Move(vm, peer, wishes, sown, **go_with).run()
+            return await Move(vm, peer, filled, sown, **go_with).run()
 
         async def work(job: Job) -> dict[str, Any]:
             try:

@@ -30,7 +30,6 @@ from sterna.host.parts import Parts
 from sterna.model.check import Check, Severity
 from sterna.model.host import HostFacts
 from sterna.model.reservation import Look, Looked, Probe, Rejoined, Reservation, ReservationStatus
-from sterna.model.settings import HostSettings
 from sterna.model.vm import OwnershipState
 from sterna.move import postcopy, protocol, slots
 from sterna.move.arriving import ArrivingFiles
@@ -91,9 +90,8 @@ class Incoming:
         self.parts = Parts(vms.launcher.pools, host=vms.config.name)
         self._berth = Berth(vms, self.parts, self._undecided)
         self._gather = gather
-        self._probes = Probes(vms.config.migration_addresses)
+        self._probes = Probes(lambda: vms.migration_addresses)
         self.on_arrival: Callable[[VM], None] = lambda _: None  # when a VM is ours and runs
-        self.settings: Callable[[], HostSettings] = HostSettings  # of now
         self._turns = {True: slots.Turns(), False: slots.Turns()}  # of VMs that run; that are off
         self._admission = asyncio.Lock()
         self._arrivals: dict[str, Arrival] = {}
@@ -150,7 +148,7 @@ class Incoming:
 
     async def _problems(self, reservation: Reservation) -> list[SternaError]:
         """All that stands in the way; files that a former life of the VM left here are not."""
-        if not self.settings().inbound:
+        if not self._vms.settings().inbound:
             return [InboundDisabled(host=self.host)]
         former = self._vms.by_id(reservation.spec.id)
         if (
@@ -250,7 +248,7 @@ class Incoming:
 
     def _require_turn(self, reservation: Reservation) -> None:
         """This host's own limit, whatever the source thinks of it. Raises TargetBusy."""
-        settings, live = self.settings(), reservation.live
+        settings, live = self._vms.settings(), reservation.live
         if not settings.inbound:
             return  # which is said with the other problems; nobody waits for it
         here = sum(one.live is live for one in self._undecided())
@@ -416,7 +414,7 @@ class Incoming:
         vm = self._vms.by_id(vm_id)
         if vm is None or vm.record.ownership.epoch != epoch or not vm.is_here:
             return Rejoined(memory="whole")  # it has gone on, or was deleted: nobody lacks anything
-        address = self._vms.config.migration_address
+        address = next(iter(self._vms.migration_addresses), "")
         return await postcopy.rejoin(vm, address, has_pages=has_pages)
 
     async def _not_placed(self, arrival: Arrival) -> str | None:

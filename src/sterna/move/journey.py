@@ -85,6 +85,7 @@ class Move:
         vms: VMs,
         limits: Limits,
         choice: Choice | None,
+        addresses: tuple[str, ...] = (),
     ) -> None:
         self.vm = vm
         self.peer = peer
@@ -103,7 +104,8 @@ class Move:
         self._share: int | None = wishes.bandwidth  # bytes/s that it may use now
         self._pacer = files.Pacer(self._share)
         kind = choice.kind if choice else "direct"
-        self.carriage = carriage(kind, vm, vms.config, job.log, self._channels(choice))
+        self._addresses = addresses  # of the target, where to arrive
+        self.carriage = carriage(kind, vm, vms, job.log, self._channels(choice))
         self.report = Report(
             source=vms.config.name, target=peer.name, is_live=self.is_live, choice=choice
         )
@@ -209,6 +211,7 @@ class Move:
     async def _reserve(self, undo: Undo) -> None:
         self.job.phase = Phase.RESERVE
         vm, travel = self.vm, self.travel
+        self.peer.prefer(self._addresses)
         epoch = vm.record.ownership.epoch + 1
         async with self.job.step("reserve") as step, self.report.phase(Phase.RESERVE):
             undo.push("clear the mark of the move", self._clear_mark)
@@ -223,7 +226,7 @@ class Move:
                 travel,
                 operation=self.job.id,
                 carried=self._bitmaps,
-                carrier=self.carriage.offer,
+                carrier=replace(self.carriage.offer, addresses=self._addresses),
             )
             may_follow = self.is_live and self.wishes.on_stall == "postcopy"
             reservation = replace(reservation, postcopy=may_follow)
@@ -396,7 +399,7 @@ class Move:
             say=self.job.log,
             dirty_rate=found.dirty if found is not None else None,
             deadline_s=None if deadline is None else deadline - carried_s,
-            max_downtime_ms=lambda: self.wishes.max_downtime_ms,
+            max_downtime_ms=lambda: self.wishes.pause_ms,
         )
 
     async def _abort(self) -> None:
@@ -477,7 +480,7 @@ class Move:
                 self._weigh()
                 await self._mirrors.close()
         with self.report.part("last_copy"):
-            deadline_s = SWITCH_OVER_S + self.wishes.max_downtime_ms / 1000
+            deadline_s = SWITCH_OVER_S + self.wishes.pause_ms / 1000
             wanted = memory.LEFT if self._is_postcopy else memory.COMPLETED
             await asyncio.gather(
                 memory.switch_over(vm.qmp, deadline_s, wanted), self._forget_addresses()

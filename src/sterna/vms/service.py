@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from sterna.errors import (
 from sterna.host.store import Damaged, Store
 from sterna.model.disk import Volume
 from sterna.model.operation import Operation
+from sterna.model.settings import HostSettings, preferred
 from sterna.model.vm import (
     Disk,
     Ownership,
@@ -65,12 +66,18 @@ class VMs:
         self.config = config
         self.launcher = launcher
         self.runner = runner
+        self.settings: Callable[[], HostSettings] = HostSettings  # for moves; those of now
         self.kept = Kept(
             config.state_dir / "kept", launcher.pools, self._used_but_by, self._leaving_of
         )
         self.store: Store[VMRecord] = Store(config.state_dir / "vms", VMRecord)
         self.damaged: list[Damaged] = []
         self._vms: dict[str, VM] = {}
+
+    @property
+    def migration_addresses(self) -> tuple[str, ...]:
+        """Of this host, those that moves may use now, the preferred one first."""
+        return preferred(self.config.migration_addresses, self.settings().migration_networks)
 
     # ---- finding ---------------------------------------------------------------------------
 
