@@ -36,6 +36,21 @@ def settle(host, **settings):
     return host.client.patch("/v1/host/settings", settings)
 
 
+def must_show_its_forecast(admin, done) -> None:
+    """What had been expected, beside what was measured."""
+    compared, result = done["result"]["forecast"], done["result"]
+    assert compared.keys() == {"total_s", "pause_ms", "bytes_wire"}
+    for name, one in compared.items():
+        assert one["measured"] == result[name]
+        assert one["expected"] == result["forecasts"][result["carrier"]][name]
+    pause = compared["pause_ms"]
+    assert pause["error"] == pytest.approx(pause["measured"] - pause["expected"], abs=0.1)
+    shown = admin.run(f"sterna op show {done['id']}")
+    for words in ("time: ", "pause: ", "on the wire: "):
+        (line,) = [one for one in shown.splitlines() if words in one and "expected" in one]
+        assert "measured (" in line
+
+
 def test_moves_do_as_both_hosts_are_set(make_lab):
     lab = make_lab(migrations=2)
     a, b = lab.hosts
@@ -54,6 +69,7 @@ def test_moves_do_as_both_hosts_are_set(make_lab):
             admin.moves("tern", b)
         (done,) = a.client.get("/v1/operations", {"kind": "move", "limit": 1})
         assert done["result"]["carrier"] == "direct"
+        must_show_its_forecast(admin, done)
         settle(b, migration_networks=[FIRST], carrier="compression", max_downtime_ms=250)
         found = back.finds("tern", a)  # a is reached by the second alone
         assert list(found) == ["network.none-allowed"]

@@ -316,6 +316,8 @@ def _forecast(one: carriers.Forecast) -> CarrierForecast:
         total_s=round(one.total_s, 2) if ends else None,
         pause_ms=round(one.pause_ms, 1) if ends else None,
         bytes_wire=one.wire if ends else None,
+        needs_pause_ms=round(one.needs.pause_ms, 1) if one.needs else None,
+        needs_rate=round(one.needs.link) if one.needs and one.needs.link else None,
     )
 
 
