@@ -31,7 +31,7 @@ from sterna.host import inventory
 from sterna.host.network import Network
 from sterna.host.registry import Pools, Switches
 from sterna.host.settings import Settings
-from sterna.model.host import HostFacts, QEMUFacts, SwitchFacts
+from sterna.model.host import HostFacts, Moving, QEMUFacts, SwitchFacts
 from sterna.model.settings import HostSettings
 from sterna.move.engine import Moves
 from sterna.move.fleet import Fleet
@@ -130,6 +130,7 @@ class Daemon:
             problems=tuple(problems),
             uplinks=uplinks,
             settings=self.settings.now,
+            moving=Moving(**self.moves.under_way, **self.incoming.under_way),
             macs={
                 nic.mac: f"{vm.name} {nic.name}"
                 for vm in self.vms.all()

@@ -81,6 +81,25 @@ def inbound(q: Question) -> Iterator[Finding]:
         )
 
 
+@check("host.slots", INFO, "Neither host has as many moves as it takes at a time")
+def slots(q: Question) -> Iterator[Finding]:
+    kind = "storage" if q.is_off else "live"
+    source, target = q.source, q.target
+    for host, moving, ask, words in (
+        (source, source.moving.away_off if q.is_off else source.moving.away_live, here, "from"),
+        (target, target.moving.hither_off if q.is_off else target.moving.hither_live, there, "to"),
+    ):
+        limit = host.settings.storage_moves if q.is_off else host.settings.live_moves
+        if moving >= limit:
+            yield Finding(
+                f"it would wait for its turn: {moving} of at most {limit} {kind} moves {words} "
+                f"{host.name} are under way",
+                "Let it wait, or allow more",
+                ask(q, f"host set --{kind}-moves {moving + 1}"),
+                is_safe=False,
+            )
+
+
 @check("host.encryption", BLOCKER, "The source encrypts what the target wants encrypted")
 def encryption(q: Question) -> Iterator[Finding]:
     here_is, there_is = q.source.settings.encryption, q.target.settings.encryption

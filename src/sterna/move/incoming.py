@@ -110,6 +110,12 @@ class Incoming:
             if not arrival.decided.is_set() and arrival.reservation.live
         )
 
+    @property
+    def under_way(self) -> dict[str, int]:
+        """How many VMs are coming, by the names of `Moving`."""
+        live = sum(one.live for one in self._undecided())
+        return {"hither_live": live, "hither_off": len(self._undecided()) - live}
+
     def _undecided(self) -> list[Reservation]:
         arrivals = list(self._arrivals.values())  # at once: asked for by a thread
         return [one.reservation for one in arrivals if not one.decided.is_set()]

@@ -59,7 +59,7 @@ from sterna.move.limits import Limits, Member
 from sterna.move.peer import Peer
 from sterna.move.relayed import carriage
 from sterna.move.report import Report
-from sterna.move.slots import ASKS_S
+from sterna.move.slots import ASKS_S, Turn
 from sterna.move.undo import Undo
 from sterna.move.watch import Watch
 from sterna.operations.runner import Job
@@ -85,7 +85,8 @@ class Move:
         vms: VMs,
         limits: Limits,
         choice: Choice | None,
-        addresses: tuple[str, ...] = (),
+        addresses: tuple[str, ...],
+        turn: Turn,
     ) -> None:
         self.vm = vm
         self.peer = peer
@@ -104,6 +105,7 @@ class Move:
         self._share: int | None = wishes.bandwidth  # bytes/s that it may use now
         self._pacer = files.Pacer(self._share)
         kind = choice.kind if choice else "direct"
+        self._turn = turn
         self._addresses = addresses  # of the target, where to arrive
         self.carriage = carriage(kind, vm, vms, job.log, self._channels(choice))
         self.report = Report(
@@ -244,7 +246,8 @@ class Move:
                     said = error.message
                     self.job.sample({"waits": said})
                     self.job.log(said)
-                await asyncio.sleep(ASKS_S)
+                async with self._turn.lent():  # a move to another host may go ahead
+                    await asyncio.sleep(ASKS_S)
             else:
                 return
 

@@ -12,7 +12,14 @@ from typing import Any
 import httpx2
 
 from sterna.config import Config
-from sterna.errors import HostUnknown, HostUnreachable, SternaError, from_problem
+from sterna.errors import (
+    HostUnknown,
+    HostUnreachable,
+    NoSuchPath,
+    PeerOutdated,
+    SternaError,
+    from_problem,
+)
 from sterna.model import edge
 from sterna.model.check import Check
 from sterna.model.host import HostFacts
@@ -189,7 +196,10 @@ class Peer:
             unreachable.delivered = not isinstance(error, _NOT_DELIVERED)
             raise unreachable from error
         if response.is_error:
-            raise from_problem(_problem(response))
+            problem = _problem(response)
+            if problem.get("code") == NoSuchPath.code:
+                raise PeerOutdated(peer=self.name, call=f"{method} {response.url.path}")
+            raise from_problem(problem)
         return response
 
     def _json(self, response: httpx2.Response) -> Any:
