@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sterna.checks.facts import Question
-from sterna.checks.registry import BLOCKER, WARNING, Finding, check, here, there
+from sterna.checks.registry import BLOCKER, INFO, WARNING, Finding, check, here, there
 from sterna.model.check import Way, WayState
 from sterna.model.host import SwitchFacts
 from sterna.model.network import tagging
@@ -105,7 +105,7 @@ def mtu_smaller(q: Question) -> Iterator[Finding]:
     yield from (found for passes, found in _narrow(q) if passes >= ETHERNET)
 
 
-@check("network.island", WARNING, "What a NIC reaches here, it reaches from the target")
+@check("network.island", INFO, "What a NIC reaches here, it reaches from the target")
 def island(q: Question) -> Iterator[Finding]:
     for nic, mine, switch in _plugs(q):
         if mine is None or switch is None or switch.problem or switch.switch.type == "external":
