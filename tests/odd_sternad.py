@@ -3,6 +3,7 @@
     clock    its wall clock is so many seconds ahead
     version  it says that it is this version of Sterna
     api      it says that it speaks this API
+    lacks    paths of its API that it does not have, as of an older version
     blind    ids of blockers that it passes over: a move that a check forbids is tried all the same
 
 It is the real daemon otherwise.
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 
 from sterna import clock, daemon
+from sterna.api.routes import peer
 from sterna.checks import registry
 from sterna.model.check import Check
 from sterna.move.berth import Berth
@@ -48,6 +50,8 @@ if "version" in ODD:
     daemon.__version__ = ODD["version"]
 if "api" in ODD:
     daemon.API_VERSION = ODD["api"]
+if "lacks" in ODD:
+    peer.router.routes = [one for one in peer.router.routes if one.path not in ODD["lacks"]]  # type: ignore[attr-defined]
 if "blind" in ODD:
     be_blind(ODD["blind"])
 

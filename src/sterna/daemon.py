@@ -31,7 +31,7 @@ from sterna.host import inventory
 from sterna.host.network import Network
 from sterna.host.registry import Pools, Switches
 from sterna.host.settings import Settings
-from sterna.model.host import HostFacts, QEMUFacts, SwitchFacts
+from sterna.model.host import HostFacts, Moving, QEMUFacts, SwitchFacts
 from sterna.model.placement import groups
 from sterna.model.settings import HostSettings
 from sterna.move.drain import Drains
@@ -68,12 +68,15 @@ class Daemon:
         self.runner = launcher.runner
         self.idleness = inventory.Idleness()
         self.qemu = qemu
-        installed = HostSettings(bandwidth=settings.migration.limit or 0)
-        self.settings = Settings(settings.state_dir / "settings", installed)
+        migration = settings.migration
+        installed = HostSettings(bandwidth=migration.limit or 0, encryption=migration.encryption)
+        self.settings = Settings(
+            settings.state_dir / "settings", installed, settings.name, settings.migration_addresses
+        )
         self.vms = VMs(settings, launcher, self.runner)
+        self.vms.settings = lambda: self.settings.now
         self.peers = Peers(settings)
         self.incoming = Incoming(self.vms, lambda: self.facts(with_switches=False))
-        self.incoming.settings = lambda: self.settings.now
         self.vms.is_draining = lambda: self.settings.now.draining
         self.checkpoints = Checkpoints(self.vms)
         self.inspections = Inspections(self.vms)
@@ -110,6 +113,10 @@ class Daemon:
             )
             for item in damaged
         ]
+        problems += [
+            f"no address of this host is in its migration network {one}"
+            for one in self.settings.lost
+        ]
         journal = self.runner.journal
         problems += [error.message for error in journal.damaged]
         if journal.problem:
@@ -125,7 +132,8 @@ class Daemon:
             qemu=self.qemu,
             switches=tuple(switches),
             pools=tuple(pools),
-            migration_address=self.config.migration_address,
+            migration_address=next(iter(self.vms.migration_addresses), ""),
+            migration_addresses=self.vms.migration_addresses,
             vms=sum(vm.is_here for vm in self.vms.all()),
             cpu=self.launcher.cpu,
             cpus_idle=self.idleness.cpus,
@@ -135,6 +143,7 @@ class Daemon:
             groups=groups(
                 (vm.name, vm.record.spec.placement) for vm in self.vms.all() if vm.is_here
             ),
+            moving=Moving(**self.moves.under_way, **self.incoming.under_way),
             macs={
                 nic.mac: f"{vm.name} {nic.name}"
                 for vm in self.vms.all()

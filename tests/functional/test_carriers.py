@@ -164,7 +164,7 @@ def test_without_encryption_it_would_be_seen_and_a_target_that_wants_it_refuses(
         restart_with(a, 'encryption = "off"')
         with pytest.raises(MoveRefused) as caught:
             guest.move(a, b, carrier="direct")
-        assert caught.value.facts["findings"][0]["id"] == "move.encryption-required"
+        assert caught.value.facts["findings"][0]["id"] == "host.encryption"
         restart_with(b, 'encryption = "off"')
         with sniffing(a) as heard:
             moved(guest, a, b, carrier="direct", bandwidth=30_000_000, disk_copy="mirror")

@@ -50,6 +50,19 @@ def test_another_api_is_refused_and_another_version_is_told(lab, admin):
         admin.moves("tern", there)
 
 
+def test_an_older_version_that_lacks_what_is_asked_is_told_in_a_sentence(lab, admin):
+    here, there = lab.hosts
+    make(here, pool="shared")
+    with odd(there, lacks=["/v1/peer/looks"]):
+        found = admin.finds("tern", there)
+        assert list(found) == ["host.outdated"]
+        assert found["host.outdated"]["finding"] == (
+            f"{there.name} runs an older Sterna that does not know POST /v1/peer/looks"
+        )
+        admin.is_refused("tern", there, "runs an older Sterna")
+    admin.moves("tern", there)
+
+
 def test_a_clock_that_is_wrong_is_told_with_by_how_much(lab, admin):
     here, there = lab.hosts
     make(here)

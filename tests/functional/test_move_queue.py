@@ -17,6 +17,10 @@ ORDINARY = {
     "live_moves": 2,
     "storage_moves": 2,
     "bandwidth": 0,
+    "migration_networks": [],
+    "carrier": "auto",
+    "max_downtime_ms": 300,
+    "encryption": "required",
 }
 
 
@@ -64,6 +68,10 @@ def test_moves_wait_in_order_for_their_source_and_can_be_cancelled(pair):
     said = f"waits: 1 move is under way on {here.name}, place"
     wait_until(lambda: waits(here, second) == f"{said} 1", "the second is first in the queue")
     wait_until(lambda: waits(here, third) == f"{said} 2", "the third comes after it")
+    report = Administrator(here).check("b", there)
+    (found,) = [one for one in report["findings"] if one["id"] == "host.slots"]
+    assert found["severity"] == "info"
+    assert f"1 of at most 1 live moves from {here.name} are under way" in found["finding"]
     cancel(here, second)
     wait_until(lambda: waits(here, third) == f"{said} 1", "the third has moved up")
     assert operation(here, first)["state"] == "running"
@@ -81,15 +89,38 @@ def test_moves_wait_in_order_for_their_source_and_can_be_cancelled(pair):
 def test_a_target_keeps_to_its_own_limit(pair):
     here, there = pair
     there.client.patch("/v1/host/settings", {"live_moves": 1})
-    run(here, "a", "b")
+    run(here, "a", "b", "c")
     first = move(here, "a", there, bandwidth=SLOW)
     wait_until(lambda: operation(here, first)["phase"] == "disks", "the first is under way")
     second = move(here, "b", there)
     said = f"waits: 1 move is under way to {there.name}, place 1"
     wait_until(lambda: waits(here, second) == said, "the target is busy")
-    there.client.patch("/v1/host/settings", {"live_moves": 2})
+    admin = Administrator(here)
+    report = admin.check("c", there)
+    (found,) = report["findings"]
+    assert (found["id"], report["outcome"]) == ("host.slots", "well")
+    assert f"1 of at most 1 live moves to {there.name} are under way" in found["finding"]
+    admin.run(found["command"])
     wait_until(lambda: operation(here, second)["state"] == "succeeded", "the limit was raised")
     cancel(here, first)
+
+
+def test_who_waits_for_a_busy_target_does_not_hold_back_moves_to_another(make_lab):
+    here, busy, free = make_lab(hosts=3).hosts
+    here.client.patch("/v1/host/settings", {"live_moves": 1})
+    busy.client.patch("/v1/host/settings", {"live_moves": 1})
+    run(free, "a")
+    run(here, "b", "c")
+    first = move(free, "a", busy, bandwidth=SLOW)
+    wait_until(lambda: operation(free, first)["phase"] == "disks", "the target is busy")
+    second = move(here, "b", busy)
+    said = f"waits: 1 move is under way to {busy.name}, place 1"
+    wait_until(lambda: waits(here, second) == said, "the second waits for it")
+    third = move(here, "c", free)
+    wait_until(lambda: operation(here, third)["state"] == "succeeded", "the third goes ahead")
+    assert waits(here, second) == said
+    cancel(free, first)
+    wait_until(lambda: operation(here, second)["state"] == "succeeded", "its turn has come")
 
 
 @pytest.mark.parametrize("identity", ["host.inbound", "host.outbound"])

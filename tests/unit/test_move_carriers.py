@@ -55,6 +55,22 @@ def test_a_guest_that_outruns_a_carrier_is_forecast_never_to_arrive():
     assert relayed.total_s < 20
 
 
+@pytest.mark.parametrize("kind", ["direct", "compression"])
+def test_what_a_forecast_says_is_needed_lets_the_rounds_end(kind):
+    def forecast(**known):
+        fast = Memory(used=USED, dirty=300e6, first=0.8, again=0.8)
+        return choose(kind, Measured(**{"link": GBIT, "memory": fast, **known})).forecast
+
+    never = forecast()
+    assert never.total_s == NEVER_S
+    assert forecast(max_pause_s=never.needs.pause_ms / 1000 * 1.001).needs is None
+    assert forecast(max_pause_s=never.needs.pause_ms / 1000 * 0.2).needs is not None
+    assert forecast(link=never.needs.link).needs is None
+    assert forecast(link=never.needs.link * 0.8).needs is not None
+    too_slow = forecast(memory=Memory(used=USED, dirty=900e6))
+    assert too_slow.needs.link is None
+
+
 def test_a_forecast_grows_with_what_is_to_be_sent():
     def total(**known):
         one = choose("direct", Measured(link=GBIT, **known)).forecast

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from sterna.errors import BadSpec, VolumeExists
+from sterna.model.cpu import CPUChoice
 from sterna.model.disk import Checkpoint, Image, StateFile, Volume
 from sterna.model.edge import dump, parse
 from sterna.model.host import Pool, PoolFacts
@@ -238,3 +239,9 @@ def test_a_new_name_does_not_make_two_files_one():
     vda, vdb = planned.record.spec.disks
     assert (vda.volume, vdb.volume) == ("web-vda.0b.qcow2", "gull-vda.0b.qcow2")
     assert len({one.place for one in planned.arrivals}) == len(listed)
+
+
+def test_a_processor_that_waits_for_the_next_start_comes_with_the_vm():
+    wished = CPUChoice(model="x86-64-v2")
+    exported = parse(Manifest, dump(replace(MANIFEST, cpu_next=wished)), "sterna-vm.json")
+    assert plan(exported, WISHES, folder_pool="").record.cpu_next == wished

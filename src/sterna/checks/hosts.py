@@ -91,6 +91,39 @@ def draining(q: Question) -> Iterator[Finding]:
         )
 
 
+@check("host.slots", INFO, "Neither host has as many moves as it takes at a time")
+def slots(q: Question) -> Iterator[Finding]:
+    kind = "storage" if q.is_off else "live"
+    source, target = q.source, q.target
+    for host, moving, ask, words in (
+        (source, source.moving.away_off if q.is_off else source.moving.away_live, here, "from"),
+        (target, target.moving.hither_off if q.is_off else target.moving.hither_live, there, "to"),
+    ):
+        limit = host.settings.storage_moves if q.is_off else host.settings.live_moves
+        if moving >= limit:
+            yield Finding(
+                f"it would wait for its turn: {moving} of at most {limit} {kind} moves {words} "
+                f"{host.name} are under way",
+                "Let it wait, or allow more",
+                ask(q, f"host set --{kind}-moves {moving + 1}"),
+                is_safe=False,
+            )
+
+
+@check("host.encryption", BLOCKER, "The source encrypts what the target wants encrypted")
+def encryption(q: Question) -> Iterator[Finding]:
+    here_is, there_is = q.source.settings.encryption, q.target.settings.encryption
+    if q.is_off or q.wishes.carrier == "compression":  # by TLS, whatever the settings
+        return
+    if here_is == "off" and there_is == "required":
+        yield Finding(
+            f"{q.source.name} would send the memory unencrypted (encryption off), and "
+            f"{q.target.name} does not take that (encryption required)",
+            "Encrypt it, or move it with --carrier compression",
+            here(q, "host set --encryption required"),
+        )
+
+
 @check("host.problems", WARNING, "The target reports no problem of its own")
 def problems(q: Question) -> Iterator[Finding]:
     for problem in q.target.problems:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sterna.checks.facts import Question
-from sterna.checks.registry import BLOCKER, WARNING, Finding, check, there
+from sterna.checks.registry import BLOCKER, INFO, WARNING, Finding, check, here, there
 from sterna.model.check import Way, WayState
 from sterna.model.host import SwitchFacts
 from sterna.model.network import tagging
@@ -105,7 +105,7 @@ def mtu_smaller(q: Question) -> Iterator[Finding]:
     yield from (found for passes, found in _narrow(q) if passes >= ETHERNET)
 
 
-@check("network.island", WARNING, "What a NIC reaches here, it reaches from the target")
+@check("network.island", INFO, "What a NIC reaches here, it reaches from the target")
 def island(q: Question) -> Iterator[Finding]:
     for nic, mine, switch in _plugs(q):
         if mine is None or switch is None or switch.problem or switch.switch.type == "external":
@@ -170,7 +170,9 @@ def migration_address(q: Question) -> Iterator[Finding]:
     if not q.target.migration_address:
         yield Finding(
             f"{q.target.name} has no address where it receives moves",
-            f"Set [listen] address or [migration] address in sternad.toml of {q.target.name}",
+            f"Set [listen] address or [migration] address in sternad.toml of {q.target.name}, or let "
+            f"it use any of its networks",
+            there(q, "host set --migration-networks any"),
         )
 
 
@@ -211,6 +213,20 @@ def address_absent(q: Question) -> Iterator[Finding]:
             f"no interface of {q.target.name} has {way.address}, where it is to receive moves",
             "Give it that address, or another one in [migration] of its configuration",
         )
+
+
+@check("network.none-allowed", BLOCKER, "A way to the target is in the source's migration networks")
+def none_allowed(q: Question) -> Iterator[Finding]:
+    opened = [way for way in q.link.ways if way.state == "open"]
+    if (q.is_off and not q.travel.files) or not opened or q.link.addresses:
+        return
+    ways = ", ".join(f"{way.address} from {way.local}" for way in opened)
+    yield Finding(
+        f"{q.source.name} uses {', '.join(q.source.settings.migration_networks)} only for moves, "
+        f"and reaches {q.target.name} at {ways}",
+        "Let it use any of its networks",
+        here(q, "host set --migration-networks any"),
+    )
 
 
 @check("network.way-lost", WARNING, "Every migration address of the target connects")

@@ -185,7 +185,14 @@ def _forecast(one: dict[str, Any], *, is_chosen: bool) -> str:
 
     kind = f"by {one['kind']}{' (chosen)' if is_chosen else ''}"
     if one["total_s"] is None:
-        return f"{kind}: the guest changes its memory faster than it would be sent"
+        needed = one.get("needs_pause_ms")
+        pause = f" below a pause of {format_duration(needed / 1000)}" if needed else ""
+        faster = f"a link of {format_size(rate)}/s" if (rate := one.get("needs_rate")) else ""
+        way = f"; {faster} would do as well" if faster else "; a faster link would not help"
+        return (
+            f"{kind}: will not converge{pause}, because the guest changes its memory faster than "
+            f"it would be sent{way}"
+        )
     return (
         f"{kind}: about {format_duration(one['total_s'])}, a pause of "
         f"{format_duration(one['pause_ms'] / 1000)}, {format_size(one['bytes_wire'])} on the wire"

@@ -109,6 +109,28 @@ def certificate(settings: Settings) -> None:
     "--storage-moves", type=int, metavar="N", help="Disks, and VMs that are off: so many at a time."
 )
 @click.option("--bandwidth", type=values.limit, metavar="RATE", help="Of all moves away; or none.")
+@click.option(
+    "--migration-networks",
+    metavar="CIDR,...",
+    help="Of this host's addresses moves use those in these networks, the first before the next; "
+    "or any.",
+)
+@click.option(
+    "--carrier",
+    type=click.Choice(["auto", "direct", "compression"]),
+    help="Of moves away that name none.",
+)
+@click.option(
+    "--max-downtime",
+    type=values.duration,
+    metavar="TIME",
+    help="Longest pause of moves away that name none.",
+)
+@click.option(
+    "--encryption",
+    type=click.Choice(["required", "off"]),
+    help="Whether QEMU's own connections must be encrypted, away and hither.",
+)
 @click.pass_obj
 def set_(settings: Settings, /, **wanted: Any) -> None:
     """Change what a host does about moves, at once and for good.
@@ -117,37 +139,51 @@ def set_(settings: Settings, /, **wanted: Any) -> None:
     """
     from sterna.cli.output import document, line  # noqa: PLC0415 - start-up time
 
-    given = {
-        key: value == "on" if key in ("inbound", "outbound") else value
-        for key, value in wanted.items()
-        if value is not None
-    }
+    given = _wanted(wanted)
     if not given:
-        problem = "Say what shall change: --inbound, --outbound, --live-moves, --storage-moves or --bandwidth."
+        problem = "Say what shall change: --inbound, --live-moves, --migration-networks or another."
         raise click.UsageError(problem, click.get_current_context())
     changed = settings.client().patch("/v1/host/settings", given)
     if settings.is_json:
         document(changed)
     else:
-        line(f"moves: {_settings(changed)}")
+        line(f"moves: {'; '.join(_settings(changed))}")
 
 
 def _state(found: dict[str, Any]) -> str:
     return f"{found['state']}, draining" if found.get("draining") else str(found["state"])
 
 
-def _settings(found: dict[str, Any]) -> str:
-    from sterna.units import format_rate  # noqa: PLC0415 - start-up time
+def _wanted(options: dict[str, Any]) -> dict[str, Any]:
+    """What was asked for, as the API wants it."""
+    given = {key: value for key, value in options.items() if value is not None}
+    for key in given.keys() & {"inbound", "outbound"}:
+        given[key] = given[key] == "on"
+    if "max_downtime" in given:
+        given["max_downtime_ms"] = round(given.pop("max_downtime") * 1000)
+    networks = given.get("migration_networks", "any")
+    if networks != "any":
+        given["migration_networks"] = [one.strip() for one in networks.split(",")]
+    return given
+
+
+def _settings(found: dict[str, Any]) -> list[str]:
+    from sterna.units import format_duration, format_rate  # noqa: PLC0415 - start-up time
 
     if not found:
-        return ""
+        return []
     rate = format_rate(found["bandwidth"]) if found["bandwidth"] else "no limit"
-    draining = "draining: it takes and starts no VM, until sterna host resume; "
-    return (
-        f"{draining if found.get('draining') else ''}inbound {'on' if found['inbound'] else 'off'}, "
-        f"outbound {'on' if found['outbound'] else 'off'}, at a time {found['live_moves']} live and "
-        f"{found['storage_moves']} of storage, {rate}"
-    )
+    networks = ", then ".join(found.get("migration_networks") or ()) or "any"
+    pause = format_duration(found.get("max_downtime_ms", 300) / 1000)
+    at_once = f"{found['live_moves']} live and {found['storage_moves']} of storage"
+    inbound, outbound = ("on" if found[way] else "off" for way in ("inbound", "outbound"))
+    carrier, encryption = found.get("carrier", "auto"), found.get("encryption", "required")
+    draining = ["draining: it takes and starts no VM, until sterna host resume"]
+    return [
+        *(draining if found.get("draining") else []),
+        f"inbound {inbound}, outbound {outbound}, at a time {at_once}, {rate}",
+        f"networks {networks}, carrier {carrier}, pause up to {pause}, encryption {encryption}",
+    ]
 
 
 def _processor(cpu: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ OPTIONS = (
         "--max-downtime",
         type=duration,
         metavar="DURATION",
-        help="Longest pause that is aimed for. Default: 300ms.",
+        help="Longest pause that is aimed for. Default: the host's, 300ms at first.",
     ),
     click.option(
         "--bandwidth",
@@ -84,7 +84,7 @@ OPTIONS = (
         "--carrier",
         type=click.Choice(["auto", "direct", "compression"]),
         help="How memory and disks of a running VM go: from QEMU to QEMU; or through relays that send "
-        "only what the target lacks. Default: auto, by what is measured.",
+        "only what the target lacks; or auto, by what is measured. Default: the host's, auto at first.",
     ),
 )
 

@@ -159,6 +159,7 @@ def move_report(report: Mapping[str, Any]) -> None:
         ("  memory", _memory(report)),
         ("  disks", _disks(report)),
         ("  carrier", _carrier(report)),
+        ("  forecast", _forecast(report)),
         ("  warning", list(report.get("warnings") or ())),
     ]
     fields(rows)
@@ -224,20 +225,26 @@ def _memory(report: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _carrier(report: Mapping[str, Any]) -> list[str]:
-    """Which it was, why, and what had been expected of it."""
-    kind = report.get("carrier")
-    if not kind:
-        return []
-    reason = report.get("carrier_reason")
-    rows = [f"{kind}: {reason}" if reason else str(kind)]
-    expected = (report.get("forecasts") or {}).get(kind)
-    if expected and expected.get("total_s"):
-        rows.append(
-            f"expected {format_duration(expected['total_s'])} and "
-            f"{format_size(expected.get('bytes_wire') or 0)} on the wire"
-        )
-    return rows
+def _carrier(report: Mapping[str, Any]) -> str:
+    """Which it was, and why."""
+    kind, reason = report.get("carrier"), report.get("carrier_reason")
+    return f"{kind}: {reason}" if kind and reason else str(kind or "")
+
+
+def _forecast(report: Mapping[str, Any]) -> list[str]:
+    """What had been expected, what it was, and by how much that was wrong."""
+    compared: Mapping[str, Any] = report.get("forecast") or {}
+    shown = {
+        "total_s": ("time", format_duration, "{:+.0f} %"),
+        "pause_ms": ("pause", _ms, "{:+.0f} ms"),
+        "bytes_wire": ("on the wire", format_size, "{:+.0f} %"),
+    }
+    return [
+        f"{words}: {text(compared[name]['expected'])} expected, {text(compared[name]['measured'])} "
+        f"measured ({off.format(compared[name]['error'])})"
+        for name, (words, text, off) in shown.items()
+        if name in compared
+    ]
 
 
 def _disks(report: Mapping[str, Any]) -> list[str]:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from sterna.errors.family import Denied, NotFound, Unknown, Unreachable
+from sterna.errors.family import Denied, NotFound, Refused, Unknown, Unreachable
 
 
 class HostUnknown(NotFound):
     code = "host.unknown"
     text = "{host} does not know a host called {peer}"
     hint = "Add it to the [peers] of sternad's configuration; known hosts: {known}"
+
+
+class PeerOutdated(Refused):
+    """The peer's API is of our version, and has not yet what we ask for."""
+
+    code = "host.outdated"
+    text = "{peer} runs an older Sterna that does not know {call}"
+    hint = "Bring {peer} to the version of Sterna that this host has"
 
 
 class HostUnreachable(Unreachable):

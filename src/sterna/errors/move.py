@@ -73,7 +73,7 @@ class MoveUnknown(Unknown):
 class EncryptionRequired(Refused):
     code = "move.encryption-required"
     text = "{source} would send {vm} unencrypted, and {host} does not take that"
-    hint = 'Set encryption = "required" in [migration] on {source}, or "off" on {host}'
+    hint = "Encrypt on {source}: sterna host set --encryption required"
 
 
 class Stalled(Failed):

@@ -87,6 +87,9 @@ class CarrierForecast:
     total_s: float | None
     pause_ms: float | None
     bytes_wire: int | None
+    # Of rounds that would not end: what would let them, either of these.
+    needs_pause_ms: float | None = None
+    needs_rate: int | None = None  # bytes/s of the link; None: no link helps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -108,6 +108,16 @@ class QEMUFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Moving:
+    """How many moves are under way, away from a host and hither; of VMs that run, and of others."""
+
+    away_live: int = 0
+    away_off: int = 0
+    hither_live: int = 0
+    hither_off: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
     """One host at one moment; gathered once per check, the same on the API."""
 
@@ -123,10 +133,12 @@ class HostFacts:
     pools: tuple[PoolFacts, ...]
     migration_address: str  # where moves are received
     vms: int
+    migration_addresses: tuple[str, ...] = ()  # all that it allows, the preferred one first
     cpu: CPUFacts = field(default_factory=CPUFacts)  # what its guests can see of processors
     cpus_idle: float | None = None  # of `cpus`, over the last second; None: not known yet
     problems: tuple[str, ...] = ()  # records set aside and the like: what an administrator must see
     uplinks: tuple[str, ...] = ()  # interfaces that are free to be the uplink of a switch
     settings: HostSettings = field(default_factory=HostSettings)  # for moves
     groups: Groups = field(default_factory=Groups)  # of affinity, of its VMs
+    moving: Moving = field(default_factory=Moving)
     macs: dict[str, str] = field(default_factory=dict)  # MAC address -> VM that has it, "web net0"

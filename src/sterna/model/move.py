@@ -78,7 +78,7 @@ class MoveWishes:
     __pydantic_config__ = STRICT
 
     target: str
-    max_downtime_ms: int = DEFAULT_MAX_DOWNTIME_MS
+    max_downtime_ms: int | None = None  # None: as the source's settings say
     bandwidth: Size | None = None  # bytes/s; None: as fast as the network goes
     deadline_s: float | None = None  # give up and undo after that long; None: no limit
     on_stall: OnStall = "auto"
@@ -90,15 +90,21 @@ class MoveWishes:
     keep_days: float | None = None  # DEFAULT_KEEP_DAYS
     parallel_disks: int = DEFAULT_PARALLEL_DISKS
     disk_copy: DiskCopy = "auto"  # of a VM that runs
-    carrier: Carrier = "auto"  # of a VM that runs
+    carrier: Carrier | None = None  # of a VM that runs; None: as the source's settings say
     approved: Approved | None = None  # refuse it if anything is not as it was then
 
     def __post_init__(self) -> None:
-        _require_downtime(self.max_downtime_ms)
+        if self.max_downtime_ms is not None:
+            require_downtime(self.max_downtime_ms)
         if self.deadline_s is not None:
             _require_seconds("deadline_s", self.deadline_s, LONGEST_DEADLINE_S)
         _require_limits(self.parallel_disks)
         _require_keeping(self.keep_source, self.keep_days)
+
+    @property
+    def pause_ms(self) -> int:
+        """The longest pause that is wished for."""
+        return DEFAULT_MAX_DOWNTIME_MS if self.max_downtime_ms is None else self.max_downtime_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +121,7 @@ class Adjustment:
 
     def __post_init__(self) -> None:
         if self.max_downtime_ms is not None:
-            _require_downtime(self.max_downtime_ms)
+            require_downtime(self.max_downtime_ms)
         if self.max_downtime_ms is None and self.bandwidth is None:
             raise ValueError("say what shall change: bandwidth, max_downtime_ms")
 
@@ -144,7 +150,8 @@ class StorageWishes:
         _require_keeping(self.keep_source, self.keep_days)
 
 
-def _require_downtime(ms: int) -> None:
+def require_downtime(ms: int) -> None:
+    """Raises ValueError if QEMU would not take that."""
     if not 1 <= ms <= 2_000_000:  # QEMU's own limit
         raise ValueError(f"max_downtime_ms is {ms}; it must be between 1 and 2000000")
 

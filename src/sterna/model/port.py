@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
 
+from sterna.model.cpu import CPUChoice
 from sterna.model.disk import STRICT, Checkpoint, StateFile, require_file_name
 from sterna.model.vm import VMSpec, require_name
 
@@ -50,6 +51,7 @@ class Manifest:
     checkpoints: tuple[Checkpoint, ...] = ()
     at: str = ""
     saved: StateFile | None = None
+    cpu_next: CPUChoice | None = None  # what its guest shall see as a processor from its next start
     nvram: str = ""  # UEFI variables, base64
     files: tuple[ExportedFile, ...] = ()
 

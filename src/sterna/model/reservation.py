@@ -155,8 +155,10 @@ class CarrierOffer:
     certificate: str = ""
     cache_bytes: int = 0  # that the source's relay may remember of pages
     channels: int = 0  # direct: that QEMU would like to send memory over; 0: a single stream
+    addresses: tuple[str, ...] = ()  # of the target, where to arrive, in order; empty: as it likes
 
     def __post_init__(self) -> None:
+        _at_most("addresses", self.addresses, MAX_CHANNELS)
         _within("cache_bytes", self.cache_bytes, 0, MAX_INT)
         _within("channels", self.channels, 0, MAX_STREAMS)
 

@@ -126,7 +126,7 @@ class Berth:
             )
 
     def _encryption(self, reservation: Reservation, _facts: HostFacts) -> None:
-        carrier, wanted = reservation.carrier, self._vms.config.migration.encryption
+        carrier, wanted = reservation.carrier, self._vms.settings().encryption
         is_plain = carrier.kind == "direct" and not carrier.encrypted
         if reservation.live and wanted == "required" and is_plain:
             raise EncryptionRequired(
@@ -278,7 +278,7 @@ class Berth:
         """Start QEMU; it waits for the memory, and for the disks, where the answer says."""
         launcher = self._vms.launcher
         known = launcher.capabilities.migration_capabilities
-        ground = landing(vm, reservation, self._vms.config, known)
+        ground = landing(vm, reservation, self._vms.config, known, self._vms.migration_addresses)
         try:
             await together(launcher.launch(vm, incoming=True), ground.start())
             wanted = capabilities.TARGET | ground.capabilities

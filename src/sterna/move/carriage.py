@@ -59,7 +59,7 @@ async def use_key(vm: VM, name: str, key: str, host: str) -> None:
         raise QEMUUnsupported(
             host=host,
             reason=f"it cannot encrypt a move with a pre-shared key: {error.message}",
-            fix='Install a QEMU with TLS, or set encryption = "off" in [migration] on both hosts',
+            fix="Install a QEMU with TLS, or on both hosts: sterna host set --encryption off",
         ) from error
     finally:
         if not is_server:  # it has read it; a server reads it whenever somebody connects

@@ -44,6 +44,14 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What would let rounds end: either of these."""
+
+    pause_ms: float  # the longest pause that is allowed
+    link: float | None  # bytes/s of the link; None: no link helps, the processors are too slow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
     """What is expected of a carrier."""
 
@@ -51,6 +59,7 @@ class Forecast:
     total_s: float
     pause_ms: float
     wire: int  # bytes
+    needs: Needs | None = None  # of one whose rounds would not end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +128,7 @@ def _direct(measured: Measured) -> Forecast:
         total_s=min(NEVER_S, START_S + seconds + measured.disks / rate),
         pause_ms=pause,
         wire=round(sent + measured.disks),
+        needs=_needs(measured, seconds, pause, DIRECT_BYTES_S * share),
     )
 
 
@@ -135,7 +145,18 @@ def _relayed(measured: Measured) -> Forecast:
         total_s=min(NEVER_S, START_S + RELAY_START_S + seconds + disks),
         pause_ms=pause,
         wire=round(wire + measured.disks),
+        needs=_needs(measured, seconds, pause, AGAIN_BYTES_S * share, memory.again),
     )
+
+
+def _needs(
+    measured: Measured, seconds: float, pause_ms: float, work: float, ratio: float = 1.0
+) -> Needs | None:
+    """Of rounds that do not end: `work` bytes/s of memory the processors do, `ratio` of it is sent."""
+    if seconds < NEVER_S:
+        return None
+    dirty = measured.memory.dirty
+    return Needs(pause_ms=pause_ms, link=dirty * ratio / MARGIN if dirty < work * MARGIN else None)
 
 
 def _rounds(

@@ -19,7 +19,7 @@ from sterna.move.limits import Limits
 from sterna.move.peer import Peers
 from sterna.move.preflight import Preflight
 from sterna.move.queue import in_turn
-from sterna.move.slots import Slots
+from sterna.move.slots import Slots, Turn
 from sterna.operations.runner import Job
 from sterna.vms.inspection import Inspections
 from sterna.vms.machine import VM
@@ -51,6 +51,11 @@ class Moves:
         """The turns of what only moves disks."""
         return self._off
 
+    @property
+    def under_way(self) -> dict[str, int]:
+        """How many VMs are leaving or move their disks, by the names of `Moving`."""
+        return {"away_live": self._live.held, "away_off": self._off.held}
+
     async def _set(self, settings: HostSettings) -> None:
         self._live.look()
         self._off.look()
@@ -78,9 +83,9 @@ class Moves:
             travel, choice = prepared.travel, prepared.choice
             is_sown, why = await self._choose(vm, travel, wishes)
 
-        async def go(job: Job, *, is_late: bool) -> dict[str, Any]:
+        async def go(job: Job, turn: Turn) -> dict[str, Any]:
             nonlocal peer, prepared, travel, choice, is_sown, why
-            if is_late:  # what was planned may be true no more
+            if turn.was_late:  # what was planned may be true no more
                 peer, prepared = await self._preflight.require(vm, wishes)
                 travel, choice = prepared.travel, prepared.choice
                 is_sown, why = await self._choose(vm, travel, wishes)
@@ -89,22 +94,24 @@ class Moves:
                     job.warn(one.finding)
             go_with: dict[str, Any] = {
                 "job": job, "vms": self._vms, "limits": self._limits, "choice": choice,
+                "addresses": prepared.addresses, "turn": turn,
             }  # fmt: skip
+            filled = prepared.wishes
             if not is_sown:
-                return await Move(vm, peer, wishes, travel, **go_with).run()
+                return await Move(vm, peer, filled, travel, **go_with).run()
             job.log(f"its disks are frozen and sent as files: {why}")
             await self._seeds.sow(vm, job)
             unbound = replace(wishes, approved=None)  # frozen, its disks are others than approved
             _, again = await self._preflight.require(vm, unbound)
             sown = replace(again.travel, is_sown=True)
-            return await Move(vm, peer, wishes, sown, **go_with).run()
+            return await Move(vm, peer, filled, sown, **go_with).run()
 
         async def work(job: Job) -> dict[str, Any]:
             try:
                 with vm.lease(f"moving to {wishes.target}", job.id):
                     slots = self._live if vm.process is not None else self._off
-                    async with in_turn(slots, job, vm.name, wishes.target) as is_late:
-                        return await go(job, is_late=is_late)
+                    async with in_turn(slots, job, vm.name, wishes.target) as turn:
+                        return await go(job, turn)
             finally:
                 self._seeds.make_whole(vm)  # if it is here still
 

@@ -39,7 +39,6 @@ from sterna.model.reservation import (
     Reservation,
     ReservationStatus,
 )
-from sterna.model.settings import HostSettings
 from sterna.model.vm import OwnershipState
 from sterna.move import postcopy, protocol, slots
 from sterna.move.arriving import ArrivingFiles
@@ -100,9 +99,8 @@ class Incoming:
         self.parts = Parts(vms.launcher.pools, host=vms.config.name)
         self._berth = Berth(vms, self.parts, self._undecided)
         self._gather = gather
-        self._probes = Probes(vms.config.migration_addresses)
+        self._probes = Probes(lambda: vms.migration_addresses)
         self.on_arrival: Callable[[VM], None] = lambda _: None  # when a VM is ours and runs
-        self.settings: Callable[[], HostSettings] = HostSettings  # of now
         self._turns = {True: slots.Turns(), False: slots.Turns()}  # of VMs that run; that are off
         self._admission = asyncio.Lock()
         self._arrivals: dict[str, Arrival] = {}
@@ -120,6 +118,12 @@ class Incoming:
             for arrival in self._arrivals.values()
             if not arrival.decided.is_set() and arrival.reservation.live
         )
+
+    @property
+    def under_way(self) -> dict[str, int]:
+        """How many VMs are coming, by the names of `Moving`."""
+        live = sum(one.live for one in self._undecided())
+        return {"hither_live": live, "hither_off": len(self._undecided()) - live}
 
     def _undecided(self) -> list[Reservation]:
         arrivals = list(self._arrivals.values())  # at once: asked for by a thread
@@ -159,9 +163,9 @@ class Incoming:
 
     async def _problems(self, reservation: Reservation) -> list[SternaError]:
         """All that stands in the way; files that a former life of the VM left here are not."""
-        if not self.settings().inbound:
+        if not self._vms.settings().inbound:
             return [InboundDisabled(host=self.host)]
-        if self.settings().draining:
+        if self._vms.settings().draining:
             return [HostDraining(host=self.host, what="takes no VMs")]
         former = self._vms.by_id(reservation.spec.id)
         if (
@@ -261,7 +265,7 @@ class Incoming:
 
     def _require_turn(self, reservation: Reservation) -> None:
         """This host's own limit, whatever the source thinks of it. Raises TargetBusy."""
-        settings, live = self.settings(), reservation.live
+        settings, live = self._vms.settings(), reservation.live
         if not settings.inbound or settings.draining:
             return  # which is said with the other problems; nobody waits for it
         here = sum(one.live is live for one in self._undecided())
@@ -427,7 +431,7 @@ class Incoming:
         vm = self._vms.by_id(wish.vm_id)
         if vm is None or vm.record.ownership.epoch != wish.epoch or not vm.is_here:
             return Rejoined(memory="whole")  # it has gone on, or was deleted: nobody lacks anything
-        return await postcopy.rejoin(vm, self._vms.config, wish)
+        return await postcopy.rejoin(vm, self._vms, wish)
 
     async def _not_placed(self, arrival: Arrival) -> str | None:
         """Put the files of a VM that is off where they belong; why that cannot be done."""

@@ -59,7 +59,7 @@ from sterna.move.limits import Limits, Member
 from sterna.move.peer import Peer
 from sterna.move.relayed import carriage
 from sterna.move.report import Report
-from sterna.move.slots import ASKS_S
+from sterna.move.slots import ASKS_S, Turn
 from sterna.move.undo import Undo
 from sterna.move.watch import Watch
 from sterna.operations.runner import Job
@@ -85,6 +85,8 @@ class Move:
         vms: VMs,
         limits: Limits,
         choice: Choice | None,
+        addresses: tuple[str, ...],
+        turn: Turn,
     ) -> None:
         self.vm = vm
         self.peer = peer
@@ -103,7 +105,9 @@ class Move:
         self._share: int | None = wishes.bandwidth  # bytes/s that it may use now
         self._pacer = files.Pacer(self._share)
         kind = choice.kind if choice else "direct"
-        self.carriage = carriage(kind, vm, vms.config, job.log, self._channels(choice))
+        self._turn = turn
+        self._addresses = addresses  # of the target, where to arrive
+        self.carriage = carriage(kind, vm, vms, job.log, self._channels(choice))
         self.report = Report(
             source=vms.config.name, target=peer.name, is_live=self.is_live, choice=choice
         )
@@ -209,6 +213,7 @@ class Move:
     async def _reserve(self, undo: Undo) -> None:
         self.job.phase = Phase.RESERVE
         vm, travel = self.vm, self.travel
+        self.peer.prefer(self._addresses)
         epoch = vm.record.ownership.epoch + 1
         async with self.job.step("reserve") as step, self.report.phase(Phase.RESERVE):
             undo.push("clear the mark of the move", self._clear_mark)
@@ -223,7 +228,7 @@ class Move:
                 travel,
                 operation=self.job.id,
                 carried=self._bitmaps,
-                carrier=self.carriage.offer,
+                carrier=replace(self.carriage.offer, addresses=self._addresses),
             )
             may_follow = self.is_live and self.wishes.on_stall == "postcopy"
             reservation = replace(reservation, postcopy=may_follow)
@@ -241,7 +246,8 @@ class Move:
                     said = error.message
                     self.job.sample({"waits": said})
                     self.job.log(said)
-                await asyncio.sleep(ASKS_S)
+                async with self._turn.lent():  # a move to another host may go ahead
+                    await asyncio.sleep(ASKS_S)
             else:
                 return
 
@@ -396,7 +402,7 @@ class Move:
             say=self.job.log,
             dirty_rate=found.dirty if found is not None else None,
             deadline_s=None if deadline is None else deadline - carried_s,
-            max_downtime_ms=lambda: self.wishes.max_downtime_ms,
+            max_downtime_ms=lambda: self.wishes.pause_ms,
             hold=self.carriage.hold,
         )
 
@@ -451,8 +457,7 @@ class Move:
         await handover.release(self.vm, self.job)
         async with self.job.step("postcopy") as step, self.report.phase(Phase.POSTCOPY):
             try:
-                config = self.vms.config
-                sender = postcopy.Sender(self.vm, lambda: self.peer, self.job, config, self._view)
+                sender = postcopy.Sender(self.vm, self.vms, lambda: self.peer, self.job, self._view)
                 info = await sender.run()
             except MemoryLost as error:
                 step.say(error.message)
@@ -480,7 +485,7 @@ class Move:
                 self._weigh()
                 await self._mirrors.close()
         with self.report.part("last_copy"):
-            deadline_s = SWITCH_OVER_S + self.wishes.max_downtime_ms / 1000
+            deadline_s = SWITCH_OVER_S + self.wishes.pause_ms / 1000
             wanted = memory.LEFT if self._is_postcopy else memory.COMPLETED
             await asyncio.gather(
                 memory.switch_over(vm.qmp, deadline_s, wanted), self._forget_addresses()

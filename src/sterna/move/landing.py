@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from sterna.carrier.control import MEMORY, Event, Role, Start
 from sterna.carrier.process import Relay
@@ -31,7 +31,10 @@ log = logging.getLogger(__name__)
 class Landing(abc.ABC):
     """`prepare` (QEMU runs), then `export` (if disks come), then `listen`; `end` always."""
 
-    def __init__(self, vm: VM, reservation: Reservation, settings: Config) -> None:
+    def __init__(
+        self, vm: VM, reservation: Reservation, settings: Config, addresses: Sequence[str]
+    ) -> None:
+        self.addresses = addresses  # of this host, where it shall come, the preferred first
         self.vm = vm
         self.reservation = reservation
         self.settings = settings
@@ -77,9 +80,14 @@ class DirectLanding(Landing):
     """QEMU listens on the network itself."""
 
     def __init__(
-        self, vm: VM, reservation: Reservation, settings: Config, channels: int = 0
+        self,
+        vm: VM,
+        reservation: Reservation,
+        settings: Config,
+        addresses: Sequence[str],
+        channels: int = 0,
     ) -> None:
-        super().__init__(vm, reservation, settings)
+        super().__init__(vm, reservation, settings, addresses)
         self._channels = channels
         self._key = secrets.token_hex(KEY_BYTES) if reservation.carrier.encrypted else ""
         self._nbd_port = 0
@@ -98,7 +106,7 @@ class DirectLanding(Landing):
             await use_key(self.vm, IN_KEY, self._key, self.settings.name)
 
     async def export(self) -> None:
-        address, count = self.settings.migration_address, len(self.reservation.mirrors)
+        address, count = self.addresses[0], len(self.reservation.mirrors)
         await self.vm.blocks.nbd_server_start(count, host=address, tls=self._credentials)
         process = self.vm.process
         ports = listening_ports(process.pid) if process is not None else frozenset()
@@ -108,7 +116,7 @@ class DirectLanding(Landing):
         self._nbd_port = next(iter(ports))
 
     async def listen(self) -> ReservationStatus:
-        address = self.settings.migration_address
+        address = self.addresses[0]
         host = f"[{address}]" if ":" in address else address
         await self.vm.qmp.migrate_incoming(f"tcp:{host}:0")
         info = await self.vm.qmp.query_migrate()
@@ -131,8 +139,10 @@ class DirectLanding(Landing):
 class RelayedLanding(Landing):
     """A relay listens on the network, and QEMU on Unix sockets that the relay connects to."""
 
-    def __init__(self, vm: VM, reservation: Reservation, settings: Config) -> None:
-        super().__init__(vm, reservation, settings)
+    def __init__(
+        self, vm: VM, reservation: Reservation, settings: Config, addresses: Sequence[str]
+    ) -> None:
+        super().__init__(vm, reservation, settings, addresses)
         folder = vm.paths.directory
         self._memory, self._disks = folder / "arriving-memory", folder / "arriving-disks"
         self._relay: Relay | None = None
@@ -151,7 +161,7 @@ class RelayedLanding(Landing):
             certificate=self._pair.certificate,
             key=self._pair.key,
             peer_certificate=self.reservation.carrier.certificate,
-            addresses=self.settings.migration_addresses,
+            addresses=tuple(self.addresses),
             services={MEMORY: str(self._memory), DISKS: str(self._disks)},
             cache_bytes=self._cache,
             # In post-copy this host's daemon may end, and the guest needs its pages all the same.
@@ -173,7 +183,7 @@ class RelayedLanding(Landing):
             endpoints=there,
             cache_bytes=self._cache,
         )
-        return self._status(address=self.settings.migration_address, carrier=ready)
+        return self._status(address=self.addresses[0], carrier=ready)
 
     def _event(self, event: Event) -> None:
         log.info("link of %s: %s", self.vm.name, event.text)
@@ -203,11 +213,26 @@ def remove_words(settings: Config) -> None:
         words.unlink(missing_ok=True)
 
 
-def landing(vm: VM, reservation: Reservation, settings: Config, known: Collection[str]) -> Landing:
-    """For the carrier that the source has chosen. `known`: migration capabilities of QEMU here."""
+def landing(
+    vm: VM,
+    reservation: Reservation,
+    settings: Config,
+    known: Collection[str],
+    addresses: Sequence[str],
+) -> Landing:
+    """For the carrier that the source has chosen. `known`: migration capabilities of QEMU here.
+
+    `addresses`: where moves may arrive; of those the source has its choice. Raises Failed.
+    """
+    wished = reservation.carrier.addresses
+    addresses = [one for one in wished if one in addresses] if wished else addresses
+    if not addresses:
+        name, source = settings.name, reservation.source
+        words = f"{name} receives no move at an address that {source} may use"
+        raise Failed(detail=f"{words}; check the migration networks of both")
     if reservation.carrier.kind == "compression":
-        return RelayedLanding(vm, reservation, settings)
+        return RelayedLanding(vm, reservation, settings, addresses)
     offer = 0 if reservation.postcopy else reservation.carrier.channels
-    wished, cpus = settings.migration.channels, os.cpu_count() or 1
-    channels = multifd.accepted(offer, wished, known, cpus=cpus)
-    return DirectLanding(vm, reservation, settings, channels)
+    limit, cpus = settings.migration.channels, os.cpu_count() or 1
+    channels = multifd.accepted(offer, limit, known, cpus=cpus)
+    return DirectLanding(vm, reservation, settings, addresses, channels)

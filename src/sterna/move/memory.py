@@ -93,7 +93,7 @@ async def prepare(
         **{
             "max-bandwidth": wishes.bandwidth or UNLIMITED,
             "max-postcopy-bandwidth": wishes.bandwidth or 0,
-            "downtime-limit": policy.first_limit(wishes.max_downtime_ms),
+            "downtime-limit": policy.first_limit(wishes.pause_ms),
             **_THROTTLE_READY,
             **({"block-bitmap-mapping": list(bitmaps)} if bitmaps else {}),
         }
@@ -157,11 +157,11 @@ class _Rounds:
         self._qmp = qmp
         self._around = around
         self._report = report
-        self._policy = Policy(wishes.on_stall, wishes.max_downtime_ms, deadline_s=around.deadline_s)
+        self._policy = Policy(wishes.on_stall, wishes.pause_ms, deadline_s=around.deadline_s)
         self._began = self._moved = clock.monotonic()
         self._sampled = 0.0
         self._transferred = -1
-        self._limit_ms = policy.first_limit(wishes.max_downtime_ms)
+        self._limit_ms = policy.first_limit(wishes.pause_ms)
         self._action = ""
 
     async def look(self) -> str:

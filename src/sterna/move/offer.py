@@ -12,6 +12,7 @@ from sterna.model.travel import Mirroring, Travel
 from sterna.vms.machine import VM
 from sterna.vms.service import VMs
 
+UNMADE = CarrierOffer(encrypted=True)  # for a question; what this host would do is its own check
 Bitmaps = Mapping[str, tuple[str, ...]]  # names of dirty bitmaps, by disk
 
 
@@ -55,15 +56,10 @@ def reservation(  # noqa: PLR0913 - the last three are known only when it is ask
         saved=travel.saved,
         files=tuple(parcel.offer for parcel in travel.files),
         mirrors=tuple(_with(mirror, carried or {}) for mirror in travel.mirrors),
-        carrier=carrier or _unmade(vms),
+        carrier=carrier or UNMADE,
         grace_s=vms.config.migration.grace,
         seeded=travel.is_sown,
     )
-
-
-def _unmade(vms: VMs) -> CarrierOffer:
-    """For a question: what would be asked for at the least."""
-    return CarrierOffer(encrypted=vms.config.migration.encryption == "required")
 
 
 def _with(mirror: Mirroring, carried: Bitmaps) -> MirrorOffer:

@@ -6,13 +6,20 @@ only when the request has certainly not reached the peer.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import httpx2
 
 from sterna.config import Config
-from sterna.errors import HostUnknown, HostUnreachable, SternaError, from_problem
+from sterna.errors import (
+    HostUnknown,
+    HostUnreachable,
+    NoSuchPath,
+    PeerOutdated,
+    SternaError,
+    from_problem,
+)
 from sterna.model import edge
 from sterna.model.check import Check, MoveReport
 from sterna.model.host import HostFacts
@@ -60,9 +67,15 @@ class Peer:
         """What that host has. Files go to the address that it names for moves from then on."""
         found = await self._ask("GET", "/v1/host")
         facts = edge.parse(HostFacts, found, f"facts of {self.name}")
-        if facts.migration_address:
+        allowed = facts.migration_addresses or (facts.migration_address,)
+        if facts.migration_address and self._bulk_url.host not in allowed:
             self._bulk_url = httpx2.URL(self.url).copy_with(host=facts.migration_address)
         return facts
+
+    def prefer(self, addresses: Sequence[str]) -> None:
+        """Files go to the first of these from now on, if there is one."""
+        for address in addresses[:1]:
+            self._bulk_url = httpx2.URL(self.url).copy_with(host=address)
 
     async def check(self, question: Reservation) -> tuple[Check, ...]:
         """What would make it refuse that reservation now; nothing is reserved."""
@@ -214,7 +227,10 @@ class Peer:
             unreachable.delivered = not isinstance(error, _NOT_DELIVERED)
             raise unreachable from error
         if response.is_error:
-            raise from_problem(_problem(response))
+            problem = _problem(response)
+            if problem.get("code") == NoSuchPath.code:
+                raise PeerOutdated(peer=self.name, call=f"{method} {response.url.path}")
+            raise from_problem(problem)
         return response
 
     def _json(self, response: httpx2.Response) -> Any:

@@ -17,7 +17,6 @@ from dataclasses import replace
 from typing import Any
 
 from sterna import clock
-from sterna.config import Config
 from sterna.errors import Failed, MemoryLost, QEMULost, QMPError, QMPTimeout, SternaError, VMLost
 from sterna.model.move import MemoryProgress, Phase
 from sterna.model.reservation import Rejoin, Rejoined
@@ -29,6 +28,7 @@ from sterna.qemu.commands import MigrationInfo
 from sterna.qemu.session import Events
 from sterna.qemu.sockets import listening_ports
 from sterna.vms.machine import VM
+from sterna.vms.service import VMs
 
 CAPABILITY = "postcopy-ram"
 # Names of later QEMUs too: whatever begins so has left the source for good.
@@ -84,15 +84,15 @@ class Sender:
     def __init__(
         self,
         vm: VM,
+        vms: VMs,
         find: Callable[[], Peer],
         job: Job,
-        settings: Config,
         view: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self._vm = vm
         self._find = find
         self._job = job
-        self._settings = settings
+        self._vms = vms
         self._view = view
         self._told = ""
         self._sent = -1
@@ -160,7 +160,7 @@ class Sender:
     async def _secure(self, answer: Rejoined) -> None:
         """The new connection is QEMU's own, whatever carried the memory before."""
         if answer.key:
-            await use_key(self._vm, OUT_KEY, answer.key, self._settings.name)
+            await use_key(self._vm, OUT_KEY, answer.key, self._vms.config.name)
         elif self._is_encrypted:
             raise Failed(detail=f"{self._find().name} made no key for the new connection")
         else:
@@ -168,7 +168,7 @@ class Sender:
 
     @property
     def _is_encrypted(self) -> bool:
-        return self._settings.migration.encryption == "required"
+        return self._vms.settings().encryption == "required"
 
     async def _has_resumed(self) -> bool:
         """Whether memory flows again. A connection that hangs before it does is cut."""
@@ -278,7 +278,7 @@ async def let_go(vm: VM) -> None:
                 await events.get(LOOK_S)
 
 
-async def rejoin(vm: VM, settings: Config, wish: Rejoin) -> Rejoined:
+async def rejoin(vm: VM, vms: VMs, wish: Rejoin) -> Rejoined:
     """The source asks for a new connection, or says that it has no pages any more.
 
     The connection is QEMU's own, encrypted by a key made for it if either host wants that.
@@ -296,12 +296,12 @@ async def rejoin(vm: VM, settings: Config, wish: Rejoin) -> Rejoined:
             await vm.qmp.migrate_pause()
         return Rejoined(memory="arriving")
     key = ""
-    if wish.encrypted or settings.migration.encryption == "required":
+    if wish.encrypted or vms.settings().encryption == "required":
         key = secrets.token_hex(KEY_BYTES)
-        await use_key(vm, IN_KEY, key, settings.name)
+        await use_key(vm, IN_KEY, key, vms.config.name)
     else:
         await vm.qmp.migrate_set_parameters(**{"tls-creds": ""})
-    address = settings.migration_address
+    address = next(iter(vms.migration_addresses), "")
     host = f"[{address}]" if ":" in address else address
     before = listening_ports(vm.process.pid)
     await vm.qmp.migrate_recover(f"tcp:{host}:0")

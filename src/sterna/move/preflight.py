@@ -21,6 +21,7 @@ from sterna.model.check import CarrierForecast, Check, MoveReport, Place, Severi
 from sterna.model.disk import Volume
 from sterna.model.host import HostFacts
 from sterna.model.move import MoveWishes
+from sterna.model.settings import HostSettings
 from sterna.model.travel import Travel
 from sterna.model.vm import Disk, VMSpec
 from sterna.move import carriers, gather, offer, probe, sample
@@ -42,6 +43,7 @@ TABLES_S = 0.7  # for tables of images: those of large ones are for `sterna disk
 # What the target calls what a check of ours has found as well.
 SAME = {
     "host.draining": "host.draining",
+    "move.encryption-required": "host.encryption",
     "move.inbound-disabled": "host.inbound",
     "pool.no-room": "storage.no-room",
     "pool.not-found": "storage.pool-missing",
@@ -79,6 +81,16 @@ class Prepared:
     def travel(self) -> Travel:
         """What goes, where to."""
         return self.question.travel
+
+    @property
+    def wishes(self) -> MoveWishes:
+        """With what the settings say where the user has named nothing."""
+        return self.question.wishes
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Of the target, where to arrive, the preferred first."""
+        return self.question.link.addresses
 
 
 class Preflight:
@@ -177,11 +189,12 @@ class Preflight:
         contradict themselves.
         """
         config, pools = self._vms.config, self._vms.launcher.pools
+        wishes = _filled(wishes, self._vms.settings())
         peer = None if wishes.target == config.name else self._peers.get(wishes.target)
         here, there, link, certificates = await asyncio.gather(  # each takes a moment
             self._here(vm, doing) if known is None else _given(known),
             _facts(peer),
-            _link(vm, peer) if known is None else _given(LinkFacts()),
+            self._link(vm, peer) if known is None else _given(LinkFacts()),
             gather.certificates(config, wishes.target),
         )
         source = here.source
@@ -204,7 +217,7 @@ class Preflight:
             source=source,
             target=target,
             wishes=wishes,
-            link=replace(link, clock_ahead_s=ahead),
+            link=replace(link, clock_ahead_s=ahead, addresses=_usable(link, source, target)),
             proofs=seen.proofs,
             files=seen.files,
             joinable=seen.joinable,
@@ -240,6 +253,12 @@ class Preflight:
         pools = self._vms.launcher.pools
         return await gather.seen(pools, peer, sorted(shared & used), files, lacking)
 
+    async def _link(self, vm: VM, peer: Peer | None) -> LinkFacts:
+        if peer is None:
+            return LinkFacts()
+        networks = self._vms.settings().migration_networks
+        return await probe.look(peer, is_live=vm.process is not None, networks=networks)
+
     async def _damage(self, vm: VM, doing: tuple[str, str]) -> list[Check]:
         """What is wrong with the VM's images and its saved memory, as far as a glance shows."""
         if doing[0]:  # they change under our eyes
@@ -273,10 +292,20 @@ async def _facts(peer: Peer | None) -> tuple[HostFacts, float] | None:
     return None if peer is None else await gather.facts_of(peer)
 
 
-async def _link(vm: VM, peer: Peer | None) -> LinkFacts:
-    if peer is None:
-        return LinkFacts()
-    return await probe.look(peer, is_live=vm.process is not None)
+def _filled(wishes: MoveWishes, settings: HostSettings) -> MoveWishes:
+    """What the user has not named, as this host's settings say."""
+    carrier, pause_ms = wishes.carrier, wishes.max_downtime_ms
+    if carrier is None:  # a broken post-copy is mended from QEMU to QEMU
+        carrier = "direct" if wishes.on_stall == "postcopy" else settings.carrier
+    if pause_ms is None:
+        pause_ms = settings.max_downtime_ms
+    return replace(wishes, carrier=carrier, max_downtime_ms=pause_ms)
+
+
+def _usable(link: LinkFacts, source: HostFacts, target: HostFacts) -> tuple[str, ...]:
+    if link.ways:
+        return link.addresses
+    return probe.usable((), target.migration_addresses, source.settings.migration_networks)
 
 
 def _choice(vm: VM, q: Question, memory: sample.Memory | None) -> Choice | None:
@@ -289,10 +318,10 @@ def _choice(vm: VM, q: Question, memory: sample.Memory | None) -> Choice | None:
         idle_here=q.source.cpus_idle,
         idle_there=q.target.cpus_idle,
         limit=q.wishes.bandwidth,
-        max_pause_s=q.wishes.max_downtime_ms / 1000,
+        max_pause_s=q.wishes.pause_ms / 1000,
         sync_s=_sync_s(vm),
     )
-    return carriers.choose(q.wishes.carrier, measured)
+    return carriers.choose(q.wishes.carrier or "auto", measured)
 
 
 def _forecast(one: carriers.Forecast) -> CarrierForecast:
@@ -302,6 +331,8 @@ def _forecast(one: carriers.Forecast) -> CarrierForecast:
         total_s=round(one.total_s, 2) if ends else None,
         pause_ms=round(one.pause_ms, 1) if ends else None,
         bytes_wire=one.wire if ends else None,
+        needs_pause_ms=round(one.needs.pause_ms, 1) if one.needs else None,
+        needs_rate=round(one.needs.link) if one.needs and one.needs.link else None,
     )
 
 

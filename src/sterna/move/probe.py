@@ -15,7 +15,7 @@ import os
 import secrets
 import socket
 import struct
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +27,7 @@ from sterna.errors import SternaError
 from sterna.host import ping
 from sterna.model.check import Way
 from sterna.model.reservation import Endpoint, Probe
+from sterna.model.settings import preferred
 from sterna.move.peer import Peer
 
 WARM_S = 0.02  # TCP's slow start, and what the queues on the way swallow at once
@@ -45,13 +46,14 @@ log = logging.getLogger(__name__)
 class Probes:
     """The target's side: what sources may send to for a moment."""
 
-    def __init__(self, addresses: Sequence[str]) -> None:
+    def __init__(self, addresses: Callable[[], Sequence[str]]) -> None:
         self._addresses = addresses
         self._open = 0
 
     async def open(self) -> tuple[Probe | None, Coroutine[Any, Any, None] | None]:
         """Where to send to, and the work that must be run to receive it. None: not now."""
-        if not self._addresses or self._open >= MAX_OPEN:
+        addresses = self._addresses()
+        if not addresses or self._open >= MAX_OPEN:
             return None, None
         token = secrets.token_bytes(TOKEN_BYTES)
         came = asyncio.Event()
@@ -71,7 +73,7 @@ class Probes:
 
         servers: list[asyncio.Server] = []
         lacking: list[str] = []
-        for address in self._addresses:
+        for address in addresses:
             try:
                 servers.append(await asyncio.start_server(swallow, address, 0, limit=PIECE))
             except OSError as error:
@@ -102,10 +104,11 @@ class Probes:
         return probe, close()
 
 
-async def look(peer: Peer, *, is_live: bool) -> LinkFacts:
+async def look(peer: Peer, *, is_live: bool, networks: Sequence[str] = ()) -> LinkFacts:
     """Which ways to `peer` connect, and bytes/s that one of them carries now if the VM runs.
 
-    What goes of a VM that is off goes over the port of the API, so that is tried then.
+    What goes of a VM that is off goes over the port of the API, so that is tried then. Our end must
+    be in one of `networks`, if there are any.
     """
     try:
         probe = await peer.probe()
@@ -120,16 +123,45 @@ async def look(peer: Peer, *, is_live: bool) -> LinkFacts:
     ends = [one if is_live or api is None else replace(one, port=api) for one in probe.endpoints]
     tried = await asyncio.gather(*(asyncio.to_thread(_try, end) for end in ends))
     ways = [way for way, _ in tried]
-    links = [link for _, link in tried if link is not None]
+    links = {way.address: link for way, link in tried if link is not None}
+    addresses = usable(ways, (), networks)
     try:
-        rate = await asyncio.to_thread(_measure, links[0], probe) if links and is_live else None
+        first = links[addresses[0]] if addresses and is_live else None
+        rate = await asyncio.to_thread(_measure, first, probe) if first else None
     except (OSError, ValueError) as error:
         log.debug("the link to %s was not measured: %s", peer.name, error)
         rate = None
     finally:
-        for link in links:
+        for link in links.values():
             link.close()
-    return LinkFacts(rate=rate, ways=(*ways, *absent))
+    return LinkFacts(rate=rate, ways=(*ways, *absent), addresses=addresses)
+
+
+def usable(
+    ways: Sequence[Way], addresses: Sequence[str], networks: Sequence[str]
+) -> tuple[str, ...]:
+    """The target's addresses that a source may use which keeps to `networks`, the preferred first.
+
+    `addresses` are all of the target's, in its order; `ways` what was tried of them, if anything was.
+    """
+    ends = {way.address: way.local for way in ways if way.state == "open"}
+    if not ways:
+        ends = {address: _local(address) for address in addresses}
+    if not networks:
+        return tuple(ends)
+    ours = preferred(tuple(dict.fromkeys(local for local in ends.values() if local)), networks)
+    return tuple(address for local in ours for address, one in ends.items() if one == local)
+
+
+def _local(address: str) -> str:
+    """Our end of a way there as the kernel would choose it; empty: it knows none. Sends nothing."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as link:
+            link.connect((address, 9))
+            return str(link.getsockname()[0])
+    except OSError:
+        return ""
 
 
 def _try(end: Endpoint) -> tuple[Way, socket.socket | None]:

@@ -7,13 +7,13 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from sterna.errors import MoveCancelled
-from sterna.move.slots import Slots
+from sterna.move.slots import Slots, Turn
 from sterna.operations.runner import Job
 
 
 @contextlib.asynccontextmanager
-async def in_turn(slots: Slots, job: Job, vm: str, target: str) -> AsyncIterator[bool]:
-    """A slot until the block ends; yields whether the move had to wait for it, as it has told."""
+async def in_turn(slots: Slots, job: Job, vm: str, target: str) -> AsyncIterator[Turn]:
+    """A slot until the block ends; if the move has to wait for it, it tells so."""
     job.phase = "wait"
 
     said = ""
@@ -28,9 +28,9 @@ async def in_turn(slots: Slots, job: Job, vm: str, target: str) -> AsyncIterator
 
     is_begun = False
     try:
-        async with slots.turn(say) as is_late:
+        async with slots.turn(say) as turn:
             is_begun = True
-            yield is_late
+            yield turn
     except asyncio.CancelledError as error:
         if is_begun or job.stopped_by != "user":
             raise

@@ -28,6 +28,7 @@ from sterna.qemu.nodes import Options
 from sterna.qemu.sockets import cut_path
 from sterna.security import pair
 from sterna.vms.machine import VM
+from sterna.vms.service import VMs
 
 LAST_WORDS_S = 0.3  # between a connection of QEMU that breaks and what the relay says of it
 SAME_NETWORK_BITS = {4: 16, 6: 48}  # addresses that share fewer are not of one network
@@ -56,7 +57,10 @@ class Relayed(Carriage):
 
     kind: CarrierKind = "compression"
 
-    def __init__(self, vm: VM, settings: Config, say: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, vm: VM, settings: Config, say: Callable[[str, str], None], ours: Sequence[str]
+    ) -> None:
+        self._ours = ours  # addresses that it may use
         self._vm = vm
         self._settings = settings
         self._say = say
@@ -95,7 +99,7 @@ class Relayed(Carriage):
         if ready is None or ready.kind != self.kind or not ready.endpoints:
             raise Failed(detail="the target did not open its end of the link")
         there = [Endpoint(one.address, one.port) for one in ready.endpoints]
-        ways = routes(self._settings.migration_addresses, there)
+        ways = routes(self._ours, there)
         await self._there().connect(ways, ready.certificate, ready.cache_bytes)
         await self._wait_up()
         await self._vm.qmp.migrate_set_parameters(**{"tls-creds": ""})
@@ -243,7 +247,7 @@ def _since(moment: float) -> float:
 def carriage(
     kind: CarrierKind,
     vm: VM,
-    settings: Config,
+    vms: VMs,
     say: Callable[[str, str], None],
     channels: int = 0,
 ) -> Carriage:
@@ -251,6 +255,6 @@ def carriage(
     would like if it sends by itself.
     """
     if kind == "compression":
-        return Relayed(vm, settings, say)
-    is_encrypted = settings.migration.encryption == "required"
-    return Direct(vm, settings.name, is_encrypted=is_encrypted, channels=channels)
+        return Relayed(vm, vms.config, say, vms.migration_addresses)
+    is_encrypted = vms.settings().encryption == "required"
+    return Direct(vm, vms.config.name, is_encrypted=is_encrypted, channels=channels)

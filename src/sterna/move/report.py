@@ -9,7 +9,7 @@ from typing import Any
 from sterna import clock
 from sterna.model.move import Phase
 from sterna.model.reservation import ReservationStatus
-from sterna.move.carriers import Choice
+from sterna.move.carriers import NEVER_S, Choice
 from sterna.move.memory import Sent
 from sterna.qemu.commands import MigrationInfo
 from sterna.units import format_duration, format_size
@@ -125,6 +125,7 @@ class Report:
                 "carrier": self._choice.kind if self._choice else "direct",
                 "carrier_reason": self._choice.reason if self._choice else "",
                 "forecasts": self._forecasts(),
+                "forecast": None,
                 **self._carried,
                 "pause_ms": round(self._pause_ms, 1),
                 "pause_parts_ms": {name: round(ms, 1) for name, ms in self._parts.items()},
@@ -136,6 +137,7 @@ class Report:
                 "bytes_wire": self._bytes_wire(self._info),
                 "rounds": self._info.rounds,
             }
+            result["forecast"] = self._compared(result)
         result["text"] = self._text(result)
         return result
 
@@ -154,6 +156,21 @@ class Report:
             }
             for one in (self._choice.forecasts if self._choice else ())
         }
+
+    def _compared(self, result: dict[str, Any]) -> dict[str, dict[str, float]] | None:
+        """What was expected of the carrier that was chosen, what it was, and by how much it is off.
+
+        The error is what was measured less what was expected: for the pause in ms, else in percent.
+        """
+        expected = self._forecasts().get(str(result["carrier"]))
+        if expected is None or expected["total_s"] >= NEVER_S:
+            return None
+        compared = {}
+        for name, said in expected.items():
+            was = result[name]
+            off = was - said if name == "pause_ms" else (was / said - 1) * 100 if said else 0.0
+            compared[name] = {"expected": said, "measured": was, "error": round(off, 1)}
+        return compared
 
     def _text(self, result: dict[str, Any]) -> str:
         took = format_duration(result["total_s"])

@@ -23,35 +23,69 @@ def waits(under_way: int, place: int, where: str) -> str:
     return f"waits: {moves} under way {where}, place {place}"
 
 
+class Turn:
+    """One slot that somebody has."""
+
+    def __init__(self, slots: Slots, *, was_late: bool) -> None:
+        self.was_late = was_late  # it had to wait
+        self._slots = slots
+        self._has_it = False
+        self.take()
+
+    def take(self) -> None:
+        """It is held from now on."""
+        self._has_it = True
+        self._slots.count(1)
+
+    def give_back(self) -> None:
+        """Others may have it. May be repeated."""
+        if self._has_it:
+            self._has_it = False
+            self._slots.count(-1)
+
+    @contextlib.asynccontextmanager
+    async def lent(self) -> AsyncIterator[None]:
+        """Others may have the slot during the block; the next that is free after it is ours."""
+        self.give_back()
+        yield  # who is cancelled here, or in the next line, has none to give back
+        await self._slots.again()
+        self.take()
+
+
 class Slots:
     """Turns of one host's own moves of one kind."""
 
     def __init__(self, limit: Callable[[], int], where: str) -> None:
         self._limit = limit  # of now: it may change at any time
         self._where = where
-        self._held = 0
+        self.held = 0
         self._queue: list[asyncio.Event] = []
 
     @contextlib.asynccontextmanager
-    async def turn(self, say: Callable[[str], None]) -> AsyncIterator[bool]:
-        """A slot until the block ends; yields whether it had to wait. `say` is told how it waits."""
-        place = asyncio.Event()
-        has_waited = await self._wait(place, say)
-        self._held += 1
+    async def turn(self, say: Callable[[str], None]) -> AsyncIterator[Turn]:
+        """A slot until the block ends. `say` is told how it waits."""
+        turn = Turn(self, was_late=await self._wait(len(self._queue), say))
         try:
-            self.look()  # a limit that was raised may let the next in, too
-            yield has_waited
+            yield turn
         finally:
-            self._held -= 1
-            self.look()
+            turn.give_back()
 
-    async def _wait(self, place: asyncio.Event, say: Callable[[str], None]) -> bool:
-        has_waited = False
-        self._queue.append(place)
+    async def again(self) -> None:
+        """Until there is a slot for one that had its turn already, and so is before all others."""
+        await self._wait(0, lambda _: None)
+
+    def count(self, change: int) -> None:
+        """So many more are held."""
+        self.held += change
+        self.look()  # the next may have its turn; or a limit was raised that lets it in, too
+
+    async def _wait(self, index: int, say: Callable[[str], None]) -> bool:
+        has_waited, place = False, asyncio.Event()
+        self._queue.insert(index, place)
         try:
-            while self._queue[0] is not place or self._held >= self._limit():
+            while self._queue[0] is not place or self.held >= self._limit():
                 has_waited = True
-                say(waits(self._held, self._queue.index(place) + 1, self._where))
+                say(waits(self.held, self._queue.index(place) + 1, self._where))
                 place.clear()
                 await place.wait()
         finally:

@@ -174,6 +174,7 @@ class Writing:
             checkpoints=record.checkpoints,
             at=record.at,
             saved=record.saved,
+            cpu_next=record.cpu_next,
             nvram=base64.b64encode(variables).decode(),
             files=tuple(files),
         )

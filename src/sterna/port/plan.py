@@ -42,6 +42,7 @@ def record_of(manifest: Manifest) -> VMRecord:
         checkpoints=manifest.checkpoints,
         at=manifest.at,
         saved=manifest.saved,
+        cpu_next=manifest.cpu_next,
     )
 
 

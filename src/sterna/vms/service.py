@@ -37,6 +37,7 @@ from sterna.errors import (
 from sterna.host.store import Damaged, Store
 from sterna.model.disk import Volume
 from sterna.model.operation import Operation
+from sterna.model.settings import HostSettings, preferred
 from sterna.model.vm import (
     Disk,
     Ownership,
@@ -66,6 +67,7 @@ class VMs:
         self.config = config
         self.launcher = launcher
         self.runner = runner
+        self.settings: Callable[[], HostSettings] = HostSettings  # for moves; those of now
         self.kept = Kept(
             config.state_dir / "kept", launcher.pools, self._used_but_by, self._leaving_of
         )
@@ -73,6 +75,11 @@ class VMs:
         self.damaged: list[Damaged] = []
         self.is_draining: Callable[[], bool] = lambda: False  # the host: it starts no VM then
         self._vms: dict[str, VM] = {}
+
+    @property
+    def migration_addresses(self) -> tuple[str, ...]:
+        """Of this host, those that moves may use now, the preferred one first."""
+        return preferred(self.config.migration_addresses, self.settings().migration_networks)
 
     # ---- finding ---------------------------------------------------------------------------
 

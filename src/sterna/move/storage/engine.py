@@ -84,8 +84,8 @@ class StorageMoves:
 
         async def work(job: Job) -> dict[str, Any]:
             with vm.lease("its disks are moving", job.id):
-                async with in_turn(self._slots, job, vm.name, "another pool") as is_late:
-                    now = await self._plan(vm, wishes) if is_late else order
+                async with in_turn(self._slots, job, vm.name, "another pool") as turn:
+                    now = await self._plan(vm, wishes) if turn.was_late else order
                     for warning in now.warnings:
                         job.warn(warning)
                     return await StorageMove(vm, now, job, self._vms).run()
