@@ -205,6 +205,10 @@ class Switches:
             reason = f"they may use {old.address} of the host"
         elif new.uplink != old.uplink and not await self._network.has_link(new.uplink):
             reason = f"{new.uplink or 'no uplink'} has no link"
+        elif new.uplink != old.uplink and not new.mtu:  # the bridge becomes as narrow as its uplink
+            mtu = await self._network.mtu_of(new.uplink)
+            if 0 < mtu < now.mtu:
+                reason = f"their packets may have {now.mtu} bytes, and {new.uplink} passes {mtu}"
         if reason:
             raise SwitchWouldCut(switch=old.name, users=guests, reason=reason)
 
