@@ -8,7 +8,7 @@ import pytest
 
 from sterna.errors import SwitchWouldCut
 from sterna.host.registry import Switches
-from sterna.model.host import Switch, SwitchFacts
+from sterna.model.host import Switch, SwitchChanges, SwitchFacts
 
 
 class _Network:
@@ -40,3 +40,21 @@ def test_an_uplink_that_passes_less_is_refused_under_guests():
 
 def test_an_uplink_that_passes_as_much_is_not():
     _refuse(9000)
+
+
+def test_two_changes_at_once_both_take_effect(tmp_path):
+    class Network(_Network):
+        async def change(self, _old, _new):
+            await asyncio.sleep(0.05)
+
+    async def both():
+        switches = Switches(tmp_path, Network(9000), host="hv-a")
+        switches._switches["lan"] = Switch(name="lan", type="external", uplink="eth1")
+        await asyncio.gather(
+            switches.change("lan", SwitchChanges(mtu=9000), lambda _: ()),
+            switches.change("lan", SwitchChanges(uplink="eth2"), lambda _: ()),
+        )
+        return switches.get("lan")
+
+    lan = asyncio.run(both())
+    assert (lan.mtu, lan.uplink) == (9000, "eth2")
