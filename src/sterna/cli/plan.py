@@ -29,6 +29,9 @@ def read(file: str) -> dict[str, Any]:
     for name, kind in parts.items():
         if not isinstance(plan, dict) or not isinstance(plan.get(name), kind):
             raise BadSpec(where=where, reason=f"it has no {name}: it is no report of sterna check")
+    for one in plan["findings"]:
+        if not isinstance(one, dict) or not isinstance(one.get("id"), str):
+            raise BadSpec(where=where, reason="a finding in it has no id; check anew")
     if plan["wishes"].get("target") != plan["target"]:
         raise BadSpec(where=where, reason="wishes.target is another host than target; check anew")
     return plan

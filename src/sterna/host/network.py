@@ -203,6 +203,11 @@ class Network:
             found = await iproute.device(self._run, name)
         return found is not None and found.has_carrier
 
+    async def mtu_of(self, name: str) -> int:
+        """The largest packet that the interface passes; 0: there is no such interface."""
+        found = await iproute.device(self._run, name) if name else None
+        return 0 if found is None else found.mtu
+
     async def uplinks(self) -> tuple[str, ...]:
         """Interfaces that are free to be the uplink of a switch, by name."""
         return tuple(sorted(

@@ -78,6 +78,7 @@ class Switches:
         self._host = host
         self._switches: dict[str, Switch] = {}
         self._former: dict[str, Switch] = {}
+        self._changing = asyncio.Lock()  # a change starts from what the one before it left
 
     def load(self) -> list[Damaged]:
         """Read the records; what is damaged, set aside."""
@@ -146,13 +147,14 @@ class Switches:
 
     async def delete(self, name: str, users: Users) -> None:
         """Forget the switch, and its bridge if Sterna made it. Raises SwitchInUse."""
-        switch = self.get(name)
-        if using := sorted(users(name)):
-            raise SwitchInUse(switch=name, users=", ".join(using))
-        await self._network.remove(switch)
-        await self._store.delete(name)
-        self._switches.pop(name, None)
-        log.info("switch %s was deleted", name)
+        async with self._changing:
+            switch = self.get(name)
+            if using := sorted(users(name)):
+                raise SwitchInUse(switch=name, users=", ".join(using))
+            await self._network.remove(switch)
+            await self._store.delete(name)
+            self._switches.pop(name, None)
+            log.info("switch %s was deleted", name)
 
     async def change(self, name: str, changes: SwitchChanges, running: Users) -> Switch:
         """Change the switch under the guests that are plugged in, if that does not cut them off.
@@ -160,6 +162,10 @@ class Switches:
         `running`: those among its users that run. Raises SwitchNotFound, SwitchWouldCut, BadSpec,
         SwitchUnusable, NetworkFailed; then it is as it was.
         """
+        async with self._changing:
+            return await self._change(name, changes, running)
+
+    async def _change(self, name: str, changes: SwitchChanges, running: Users) -> Switch:
         old = self.get(name)
         given = {key: value for key, value in asdict(changes).items() if value is not None}
         if given.get("type", old.type) != "external":
@@ -205,6 +211,10 @@ class Switches:
             reason = f"they may use {old.address} of the host"
         elif new.uplink != old.uplink and not await self._network.has_link(new.uplink):
             reason = f"{new.uplink or 'no uplink'} has no link"
+        elif new.uplink != old.uplink and not new.mtu:  # the bridge becomes as narrow as its uplink
+            mtu = await self._network.mtu_of(new.uplink)
+            if 0 < mtu < now.mtu:
+                reason = f"their packets may have {now.mtu} bytes, and {new.uplink} passes {mtu}"
         if reason:
             raise SwitchWouldCut(switch=old.name, users=guests, reason=reason)
 

@@ -272,7 +272,10 @@ class Preflight:
     async def _told(self, vm: VM, peer: Peer, travel: Travel, known: set[str]) -> list[Check]:
         """What only the target can see: names and files that are there, the state of its VMs."""
         told = await peer.check(offer.reservation(vm, self._vms, travel))
-        named = [replace(one, id=SAME.get(one.id, one.id)) for one in told]
+        # Another host may say what is wrong there; what `--fix` runs here is for us to say.
+        named = [
+            replace(one, id=SAME.get(one.id, one.id), command="", is_safe=False) for one in told
+        ]
         return [one for one in named if known.isdisjoint({one.id, *FOLLOWS.get(one.id, ())})]
 
 
