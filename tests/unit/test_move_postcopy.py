@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from sterna.errors import HostUnreachable, MemoryLost, QEMULost
-from sterna.model.reservation import Rejoined
+from sterna.model.reservation import Rejoin, Rejoined
+from sterna.model.settings import Encryption, HostSettings
 from sterna.move import postcopy
 from sterna.qemu.commands import MigrationInfo
 
@@ -39,6 +40,9 @@ class QEMU:
         self.sent += 1
         return MigrationInfo(status=status, transferred=self.sent)
 
+    async def migrate_set_parameters(self, **parameters: object) -> None:
+        assert parameters == {"tls-creds": ""}
+
     async def migrate_resume(self, uri: str) -> None:
         self.resumed.append(uri)
 
@@ -50,15 +54,17 @@ class Target:
         self.answers = list(answers)
         self.told: list[bool] = []
 
-    async def rejoin(self, _vm: str, _epoch: int, *, has_pages: bool) -> Rejoined:
-        self.told.append(has_pages)
+    async def rejoin(self, wish: Rejoin) -> Rejoined:
+        self.told.append(wish.has_pages)
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
 
-def run(qemu: QEMU, target: Target) -> tuple[MigrationInfo | None, list[str]]:
+def run(
+    qemu: QEMU, target: Target, encryption: Encryption = "off"
+) -> tuple[MigrationInfo | None, list[str]]:
     lines: list[str] = []
     job: Any = SimpleNamespace(
         elapsed=0.0, sample=lambda _: None, log=lambda text, level="info": lines.append(text)
@@ -71,7 +77,8 @@ def run(qemu: QEMU, target: Target) -> tuple[MigrationInfo | None, list[str]]:
         record=SimpleNamespace(ownership=ownership),
         last_words=lambda: "it said nothing",
     )
-    return asyncio.run(postcopy.Sender(vm, lambda: target, job).run()), lines
+    vms: Any = SimpleNamespace(settings=lambda: HostSettings(encryption=encryption))
+    return asyncio.run(postcopy.Sender(vm, vms, lambda: target, job).run()), lines
 
 
 @pytest.fixture(autouse=True)
@@ -123,3 +130,11 @@ def test_a_source_whose_qemu_ended_tells_the_target_until_it_has_heard():
     with pytest.raises(MemoryLost):
         run(QEMU("postcopy-active", "gone"), target)
     assert target.told == [False, False, False]
+
+
+def test_memory_never_goes_on_in_the_clear_if_this_host_wants_it_encrypted():
+    qemu = QEMU("postcopy-paused")
+    answers = WAITING, Rejoined(memory="lost", reason="it gave up")
+    with pytest.raises(MemoryLost):
+        run(qemu, Target(*answers), "required")
+    assert qemu.resumed == []
