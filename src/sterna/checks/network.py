@@ -218,11 +218,12 @@ def address_absent(q: Question) -> Iterator[Finding]:
 @check("network.none-allowed", BLOCKER, "A way to the target is in the source's migration networks")
 def none_allowed(q: Question) -> Iterator[Finding]:
     opened = [way for way in q.link.ways if way.state == "open"]
-    if (q.is_off and not q.travel.files) or not opened or q.link.addresses:
+    networks = q.source.settings.migration_networks
+    if not networks or not opened or q.link.addresses or (q.is_off and not q.travel.files):
         return
     ways = ", ".join(f"{way.address} from {way.local}" for way in opened)
     yield Finding(
-        f"{q.source.name} uses {', '.join(q.source.settings.migration_networks)} only for moves, "
+        f"{q.source.name} uses {', '.join(networks)} only for moves, "
         f"and reaches {q.target.name} at {ways}",
         "Let it use any of its networks",
         here(q, "host set --migration-networks any"),
