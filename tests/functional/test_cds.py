@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import socket
 import struct
 import sys
 from collections.abc import Iterator
@@ -76,6 +77,27 @@ class Player:
             with contextlib.suppress(OSError):
                 found |= {link.readlink().name} if link.readlink().suffix == ".iso" else set()
         return found
+
+    def loaded(self) -> dict[str, str]:
+        """The CD in each drive as QEMU says, asked while no daemon is there to mend anything."""
+        directory = self.here.folder / "run" / "vms" / self.here.client.get("/v1/vms/tern")["id"]
+        self.here.stop()
+        with socket.socket(socket.AF_UNIX) as qmp, qmp.makefile("rw") as talk:
+            qmp.connect(str(directory / "qmp"))
+            talk.readline()
+            for command in ("qmp_capabilities", "query-block"):
+                talk.write(json.dumps({"execute": command}) + "\n")
+                talk.flush()
+                while "return" not in (said := json.loads(talk.readline())):
+                    pass
+        self.here.start()
+        self.here.wait_ready()
+        return {
+            one["qdev"]: Path(one["inserted"]["image"]["filename"]).name
+            if "inserted" in one
+            else ""
+            for one in said["return"]
+        }
 
     def must_say(self, text: str, host: Host | None = None) -> None:
         """Its guest says so from now on: twice, for the first may be from before."""
@@ -209,6 +231,7 @@ def test_a_daemon_that_dies_while_it_changes_a_cd_finds_the_drive_and_mends_it(p
     with written(player.pool() / "c.iso"), pytest.raises(MediumStuck):
         player.insert("c.iso")
     assert (player.drives(), player.opened()) == ({"cd0": "b.iso"}, {"b.iso"})
+    assert player.loaded() == {"cd-cd0": "b.iso"}
     (player.pool() / "c.iso").write_bytes(b"")
     with pytest.raises(MediumRefused):
         player.insert("c.iso")

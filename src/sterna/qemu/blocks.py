@@ -109,6 +109,13 @@ class Blocks:
                 found[device.removeprefix("cd-")] = str(inserted.get("node-name", ""))
         return found
 
+    async def is_tray_open(self, device: str) -> bool:
+        """Of a CD drive; its guest may move it at any time."""
+        for item in await self._do("query-block"):
+            if str(item.get("qdev", "")).rsplit("/", 1)[-1] == device:
+                return bool(item.get("tray_open"))
+        return False
+
     async def open_tray(self, device: str) -> None:
         """Open a CD drive, though its guest has locked it."""
         await self._do("blockdev-open-tray", {"id": device, "force": True})

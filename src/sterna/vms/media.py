@@ -27,6 +27,7 @@ from sterna.vms.volumes import Use
 log = logging.getLogger(__name__)
 
 QCOW2 = b"QFI\xfb"
+TRIES = 20  # two commands to QEMU each; a guest that looks all the time hits that rarely
 
 
 async def require_readable(vm: str, medium: Volume, pools: Pools) -> None:
@@ -88,11 +89,7 @@ async def load(blocks: Blocks, drive: str, medium: Layer | None) -> None:
     if medium is not None and added:
         await blocks.add(nodes.image(medium, backing=None, read_only=True))
     try:
-        await blocks.open_tray(device)
-        await blocks.remove_medium(device)
-        if medium is not None:
-            await blocks.insert_medium(device, medium.node)
-            await blocks.close_tray(device)
+        await _swap(blocks, device, medium.node if medium is not None else "")
     except QMPError:
         if medium is not None and added:
             with contextlib.suppress(QMPError):
@@ -100,6 +97,22 @@ async def load(blocks: Blocks, drive: str, medium: Layer | None) -> None:
         raise
     if old:
         await blocks.delete(old, file_of(old))
+
+
+async def _swap(blocks: Blocks, device: str, node: str) -> None:
+    """Guests close a tray that they find open (Linux does when it reads), so more than one try."""
+    for attempt in range(TRIES):
+        try:
+            await blocks.open_tray(device)
+            await blocks.remove_medium(device)
+            if node:
+                await blocks.insert_medium(device, node)
+                await blocks.close_tray(device)
+        except QMPError:
+            if attempt == TRIES - 1 or await blocks.is_tray_open(device):
+                raise
+        else:
+            return
 
 
 async def mend(vm: VM, blocks: Blocks, pools: Pools) -> None:
