@@ -94,7 +94,7 @@ async def test_one_that_fails_stops_no_other_and_each_is_told(tmp_path):
             "warned": "done",
         }
         samples = [event for event in await read(runner, one.id) if event.kind == "progress"]
-        assert '"vms_ended":5' in samples[-1].data.replace(" ", "")
+        assert '"vms":4,"vms_moved":2,"vms_ended":4' in samples[-1].data.replace(" ", "")
 
 
 @in_loop

@@ -261,7 +261,9 @@ class Convoy:
             "time_s": round(self._job.elapsed, 1),
             "vms": total,
             "vms_moved": done,
-            "vms_ended": sum(part.state.is_final for part in self.parts),
+            "vms_ended": sum(
+                part.state.is_final and part.state is not PartState.SKIPPED for part in self.parts
+            ),
             "share": round(sum(shares) / len(shares), 3) if shares else 1.0,
             "under_way": {
                 part.vm: round(self._shares.get(index, 0.0), 3)
