@@ -50,6 +50,8 @@ class QEMU:
 class Target:
     """Answers `rejoin` from a list."""
 
+    name = "hv-b"
+
     def __init__(self, *answers: Rejoined | Exception) -> None:
         self.answers = list(answers)
         self.told: list[bool] = []
