@@ -131,6 +131,7 @@ class Daemon:
             uplinks=uplinks,
             settings=self.settings.now,
             moving=Moving(**self.moves.under_way, **self.incoming.under_way),
+            file_limit=inventory.file_limit(),
             macs={
                 nic.mac: f"{vm.name} {nic.name}"
                 for vm in self.vms.all()

@@ -139,4 +139,5 @@ class HostFacts:
     uplinks: tuple[str, ...] = ()  # interfaces that are free to be the uplink of a switch
     settings: HostSettings = field(default_factory=HostSettings)  # for moves
     moving: Moving = field(default_factory=Moving)
+    file_limit: int | None = None  # bytes of a file of its QEMUs, memory as well; None: no limit
     macs: dict[str, str] = field(default_factory=dict)  # MAC address -> VM that has it, "web net0"
