@@ -144,6 +144,7 @@ class Daemon:
                 (vm.name, vm.record.spec.placement) for vm in self.vms.all() if vm.is_here
             ),
             moving=Moving(**self.moves.under_way, **self.incoming.under_way),
+            file_limit=inventory.file_limit(),
             macs={
                 nic.mac: f"{vm.name} {nic.name}"
                 for vm in self.vms.all()

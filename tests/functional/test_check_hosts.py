@@ -113,3 +113,17 @@ def test_memory_that_the_target_cannot_give(lab, admin):
         assert "256 MiB" in found["host.memory"]["finding"]
         admin.is_refused("tern", there, there.name)
     admin.moves("tern", there)
+
+
+def test_files_that_may_not_be_as_large_as_the_guests_memory(lab, admin):
+    here, there = lab.hosts
+    here.client.post("/v1/vms", vm.spec(lab.guest(), "tern"))
+    here.client.post("/v1/vms/tern:start")
+    limit = "prlimit", "--fsize=67108864"
+    with odd(there, *limit), odd(here, blind=["host.file-limit"]):
+        found = admin.finds("tern", there)
+        assert list(found) == ["host.file-limit"]
+        assert "files of 64 MiB (RLIMIT_FSIZE)" in found["host.file-limit"]["finding"]
+        assert admin.ask(f"sterna move tern {there.name}").returncode == 1  # no superstition
+    assert admin.finds("tern", there) == {}
+    admin.moves("tern", there)

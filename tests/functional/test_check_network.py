@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from checking import WARNED, Administrator
+from checking import WARNED, Administrator, odd
 from moving import traveller, wait_until
 from sterna.errors import NotFound
 from sterna.lab.links import Network
@@ -135,8 +135,9 @@ def test_a_vm_of_an_island_is_told_so_and_goes(lab, admin):
     for host in lab.hosts:
         host.client.post("/v1/switches", {"name": "inside", "type": "private"})
     make(here, switch="inside")
-    (found,) = admin.check("tern", there)["findings"]
-    assert (found["id"], found["severity"]) == ("network.island", "warning")
+    report = admin.check("tern", there)
+    (found,) = report["findings"]
+    assert (found["id"], found["severity"], report["outcome"]) == ("network.island", "info", "well")
     admin.run(f"sterna move tern {there.name} --network net0=lan")
     assert there.client.get("/v1/vms/tern")["spec"]["nics"][0]["switch"] == "lan"
 
@@ -229,3 +230,34 @@ def closed_port(host):
         yield
     finally:
         ip(host, f"rule del {rule}")
+
+
+def test_moves_that_checks_forbid_end_as_they_say(lab, admin):
+    here, there = lab.hosts
+    blind = [
+        *("host.inbound", "network.switch-missing", "network.mac-taken"),
+        "switch.not-found",  # as the target tells it
+    ]
+    with odd(here, blind=blind), odd(there, blind=blind):
+        make(here, mac="52:54:00:12:34:56")
+        there.client.patch("/v1/host/settings", {"inbound": False})
+        assert set(admin.finds("tern", there)) == {"host.inbound"}
+        done = admin.ask(f"sterna move tern {there.name}")
+        assert "inbound" in done.stderr  # by the target, which has the last word
+        assert here.client.get("/v1/vms/tern")["state"] == "off"
+        there.client.patch("/v1/host/settings", {"inbound": True})
+
+        make(there, "other", mac="52:54:00:12:34:56")
+        assert set(admin.finds("tern", there)) == {"network.mac-taken"}
+        admin.moves("tern", there)
+        macs = [one["spec"]["nics"][0]["mac"] for one in there.client.get("/v1/vms")]
+        assert macs == ["52:54:00:12:34:56"] * 2  # two of them on one network
+
+        there.client.delete("/v1/vms/other")
+        back = Administrator(there)
+        here.client.delete("/v1/switches/lan")
+        assert set(back.finds("tern", here)) == {"network.switch-missing"}
+        back.moves("tern", here)
+        refused = admin.ask("sterna vm start tern")
+        assert refused.returncode != 0
+        assert "lan" in refused.stderr

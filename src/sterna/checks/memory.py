@@ -19,6 +19,18 @@ def enough(q: Question) -> Iterator[Finding]:
         )
 
 
+@check("host.file-limit", BLOCKER, "Files of the target's QEMUs may be as large as the VM's memory")
+def file_limit(q: Question) -> Iterator[Finding]:
+    limit = q.target.file_limit
+    if not q.is_off and limit is not None and q.spec.memory > limit:
+        yield Finding(
+            f"the memory of {q.spec.name} is a file of {format_size(q.spec.memory)}, and sternad of "
+            f"{q.target.name} and its QEMUs may have files of {format_size(limit)} (RLIMIT_FSIZE)",
+            "Set LimitFSIZE=infinity for sternad there, and restart it",
+            "systemctl edit sternad",
+        )
+
+
 @check(
     "host.processors", WARNING, "The target has a processor for each of the VM's, if this host has"
 )

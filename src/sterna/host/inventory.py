@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,3 +77,12 @@ def cpu_times(text: str) -> Times:
     """`/proc/stat` (proc(5)). Waiting for disks counts as idle."""
     numbers = [int(word) for word in text.splitlines()[0].split()[1:9]]
     return Times(numbers[3] + numbers[4], sum(numbers))
+
+
+def file_limit() -> int | None:
+    """Bytes that a file of ours and of our children may have (getrlimit(2)); None: no limit.
+
+    QEMU inherits it, and its guest's memory is a file, too (memfd_create(2)).
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return None if soft == resource.RLIM_INFINITY else soft

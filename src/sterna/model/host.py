@@ -141,4 +141,5 @@ class HostFacts:
     settings: HostSettings = field(default_factory=HostSettings)  # for moves
     groups: Groups = field(default_factory=Groups)  # of affinity, of its VMs
     moving: Moving = field(default_factory=Moving)
+    file_limit: int | None = None  # bytes of a file of its QEMUs, memory as well; None: no limit
     macs: dict[str, str] = field(default_factory=dict)  # MAC address -> VM that has it, "web net0"
