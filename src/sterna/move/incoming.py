@@ -1,7 +1,7 @@
 """A move as its target lives it: reserve, wait, then take the VM or refuse it, durably.
 
 A refusal is written before it is told, so that a `take` which arrives late cannot succeed. A
-reservation whose source is silent for `LEASE_S` is refused: that is always safe, because until
+reservation whose source is silent for its lease is refused: that is always safe, because until
 `take` is answered the source owns the VM or asks.
 """
 
@@ -12,7 +12,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,9 @@ from sterna.model.reservation import (
 )
 from sterna.model.vm import OwnershipState
 from sterna.move import postcopy, protocol, slots
+from sterna.move.arrival import Arrival, trouble_of
 from sterna.move.arriving import ArrivingFiles
 from sterna.move.berth import Berth
-from sterna.move.landing import Landing
 from sterna.move.probe import Probes
 from sterna.move.writeback import write_back
 from sterna.operations.runner import Job
@@ -53,42 +53,12 @@ from sterna.vms.service import VMs
 
 log = logging.getLogger(__name__)
 
-LEASE_S = 30.0  # at least; the source asks twice a second
-LEASE_GRACES = 2
-LOADED_S = 5.0  # the source says completed when QEMU here is just about to
-LOADED_POSTCOPY_S = 30.0  # it only says that it has sent; a slow link has it still
-LOOK_S = 0.01  # for what no event tells, while the guest stands still
 LET_GO_S = 10.0  # after a refusal in post-copy, for the source to take its guest back
 LAST_WORDS_S = 0.3  # between a stream that breaks and the end of the QEMU that read it
 PROBE_S = 0.6  # for a QEMU to answer its daemon; the source waits for both
 REMEMBERED = 256  # decided reservations, for questions that come late
 CONT_TRIES = 20  # an image lock that the source's QEMU lets go of late
 CONT_RETRY_S = 0.05
-
-
-@dataclass(slots=True)
-class Arrival:
-    """One reservation while it is undecided, and its answer afterwards."""
-
-    reservation: Reservation
-    vm: VM
-    status: ReservationStatus
-    files: ArrivingFiles
-    lacks_memory: bool = False  # taken in post-copy
-    answer: ReservationStatus | None = None  # to open: its QEMU has been started. Has secrets
-    ground: Landing | None = None
-    heard: float = field(default_factory=clock.monotonic)
-    decided: asyncio.Event = field(default_factory=asyncio.Event)
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # take and refuse, one at a time
-
-    @property
-    def is_open(self) -> bool:
-        return self.answer is not None
-
-    @property
-    def lease_s(self) -> float:
-        """Longer than its source waits for a link or for us: it must be the first to give up."""
-        return max(LEASE_S, self.reservation.grace_s * LEASE_GRACES)
 
 
 class Incoming:
@@ -386,42 +356,9 @@ class Incoming:
                 return await self._refuse(
                     arrival, f"it was reserved for another epoch than {epoch}"
                 )
-            if (trouble := await self._not_loaded(arrival)) is not None:
+            if (trouble := await trouble_of(arrival)) is not None:
                 return await self._refuse(arrival, trouble)
             return await self._take(arrival, arrived)
-
-    async def _not_loaded(self, arrival: Arrival) -> str | None:
-        """Why the VM cannot run here; None if all of it is."""
-        vm = arrival.vm
-        if not arrival.reservation.live:
-            return await self._not_placed(arrival)
-        if not arrival.is_open:
-            return "its QEMU was never started here"
-        longest_s = LOADED_POSTCOPY_S if arrival.reservation.postcopy else LOADED_S
-        try:
-            async with asyncio.timeout(longest_s):
-                return await self._wait_loaded(arrival)
-        except TimeoutError:
-            return f"its QEMU had not loaded the VM {longest_s:g} s after the source was through"
-        except SternaError as error:
-            if vm.process is not None and vm.process.is_alive:
-                raise  # not known now: the source asks again
-            return error.message
-
-    @staticmethod
-    async def _wait_loaded(arrival: Arrival) -> str | None:
-        """Until all of it is here, in post-copy all but pages; or why it never will be."""
-        vm = arrival.vm
-        with vm.qmp.session.listen("MIGRATION") as events:
-            while (status := (await vm.qmp.query_migrate()).status) != "completed":
-                if status in ("failed", "cancelled"):
-                    return f"its QEMU says the move has {status}: {vm.last_words()}"
-                if postcopy.is_sending(status) and await vm.qmp.query_status() != "inmigrate":
-                    arrival.lacks_memory = True
-                    break
-                with contextlib.suppress(TimeoutError):
-                    await events.get(LOOK_S)
-        return None
 
     async def rejoin(self, wish: Rejoin) -> Rejoined:
         """Of a VM that was taken in post-copy: its source asks for a new connection.
@@ -432,14 +369,6 @@ class Incoming:
         if vm is None or vm.record.ownership.epoch != wish.epoch or not vm.is_here:
             return Rejoined(memory="whole")  # it has gone on, or was deleted: nobody lacks anything
         return await postcopy.rejoin(vm, self._vms, wish)
-
-    async def _not_placed(self, arrival: Arrival) -> str | None:
-        """Put the files of a VM that is off where they belong; why that cannot be done."""
-        try:
-            await arrival.files.place()
-        except SternaError as error:
-            return error.message
-        return None
 
     async def _take(self, arrival: Arrival, arrived: float) -> ReservationStatus:
         vm, reservation = arrival.vm, arrival.reservation
