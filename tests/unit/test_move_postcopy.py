@@ -11,7 +11,6 @@ import pytest
 
 from sterna.errors import HostUnreachable, MemoryLost, QEMULost
 from sterna.model.reservation import Rejoin, Rejoined
-from sterna.model.settings import Encryption, HostSettings
 from sterna.move import postcopy
 from sterna.qemu.commands import MigrationInfo
 
@@ -40,17 +39,12 @@ class QEMU:
         self.sent += 1
         return MigrationInfo(status=status, transferred=self.sent)
 
-    async def migrate_set_parameters(self, **parameters: object) -> None:
-        assert parameters == {"tls-creds": ""}
-
     async def migrate_resume(self, uri: str) -> None:
         self.resumed.append(uri)
 
 
 class Target:
     """Answers `rejoin` from a list."""
-
-    name = "hv-b"
 
     def __init__(self, *answers: Rejoined | Exception) -> None:
         self.answers = list(answers)
@@ -64,9 +58,7 @@ class Target:
         return answer
 
 
-def run(
-    qemu: QEMU, target: Target, encryption: Encryption = "off"
-) -> tuple[MigrationInfo | None, list[str]]:
+def run(qemu: QEMU, target: Target) -> tuple[MigrationInfo | None, list[str]]:
     lines: list[str] = []
     job: Any = SimpleNamespace(
         elapsed=0.0, sample=lambda _: None, log=lambda text, level="info": lines.append(text)
@@ -79,8 +71,7 @@ def run(
         record=SimpleNamespace(ownership=ownership),
         last_words=lambda: "it said nothing",
     )
-    vms: Any = SimpleNamespace(settings=lambda: HostSettings(encryption=encryption))
-    return asyncio.run(postcopy.Sender(vm, vms, lambda: target, job).run()), lines
+    return asyncio.run(postcopy.Sender(vm, lambda: target, job).run()), lines
 
 
 @pytest.fixture(autouse=True)
@@ -132,11 +123,3 @@ def test_a_source_whose_qemu_ended_tells_the_target_until_it_has_heard():
     with pytest.raises(MemoryLost):
         run(QEMU("postcopy-active", "gone"), target)
     assert target.told == [False, False, False]
-
-
-def test_memory_never_goes_on_in_the_clear_if_this_host_wants_it_encrypted():
-    qemu = QEMU("postcopy-paused")
-    answers = WAITING, Rejoined(memory="lost", reason="it gave up")
-    with pytest.raises(MemoryLost):
-        run(qemu, Target(*answers), "required")
-    assert qemu.resumed == []

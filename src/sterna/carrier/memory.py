@@ -146,7 +146,9 @@ class MemorySource(Pump):
 
     def hurry(self) -> None:
         """Post-copy: what is under way is in the way of a page that the guest waits for."""
-        self._is_hurried = True
+        with self._progress:
+            self._is_hurried = True
+            self._progress.notify_all()
 
     def tick(self, rtt_s: float, *, is_limited: bool) -> None:
         """Some times a second: judge who waits for whom, and act on it."""
@@ -180,11 +182,11 @@ class MemorySource(Pump):
         encoder = self._encoder
         fresh = 0  # bytes since the last flush
         while True:
-            if self._is_far_ahead:
+            while self._is_far_ahead:
                 if fresh and self._is_hurried:  # the target may wait for just that
                     self._put(encoder.flush())
                     fresh = 0
-                self._wait_for_target()
+                self._wait_for_target(has_more=fresh > 0)
             try:
                 size = self.read(encoder.room(), socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -208,11 +210,15 @@ class MemorySource(Pump):
 
     @property
     def _is_far_ahead(self) -> bool:
-        return self.counts.bytes_in - self._applied >= self._allowed
+        """Whether the target has so much before it that it must get no more now."""
+        return not self._is_free and self.counts.bytes_in - self._applied >= self._allowed
 
-    def _wait_for_target(self) -> None:
+    def _wait_for_target(self, *, has_more: bool) -> None:
+        """`has_more`: something is in no batch yet, and goes first if a hurry begins."""
         with self._progress, self._held:
-            self._progress.wait_for(lambda: self._is_free or not self._is_far_ahead)
+            self._progress.wait_for(
+                lambda: not self._is_far_ahead or (has_more and self._is_hurried)
+            )
 
     def _put(self, batches: list[Batch]) -> None:
         for batch in batches:

@@ -151,7 +151,7 @@ class CarrierOffer:
     __pydantic_config__ = STRICT
 
     kind: CarrierKind = "direct"
-    encrypted: bool = False  # direct: QEMU's own TLS; a relay's link always is
+    encrypted: bool = False  # QEMU's own connection, by its TLS; a relay's link always is
     certificate: str = ""
     cache_bytes: int = 0  # that the source's relay may remember of pages
     channels: int = 0  # direct: that QEMU would like to send memory over; 0: a single stream
@@ -283,7 +283,6 @@ class Rejoin:
     vm_id: str
     epoch: int
     has_pages: bool = True
-    encrypted: bool = True  # the source wants a key for the new connection
 
     def __post_init__(self) -> None:
         _require_id(self.vm_id)
@@ -300,9 +299,6 @@ class Rejoined:
     reason: str = ""
     address: str = ""
     port: int = 0
-    key: str = field(
-        default="", repr=False
-    )  # pre-shared, of the new connection; empty: in the clear
 
     def __post_init__(self) -> None:
         _within("port", self.port, 0, MAX_PORT)

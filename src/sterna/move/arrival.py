@@ -77,6 +77,8 @@ async def _wait_loaded(arrival: Arrival) -> str | None:
                 return f"its QEMU says the move has {status}: {vm.last_words()}"
             if postcopy.is_sending(status) and await vm.qmp.query_status() != "inmigrate":
                 arrival.lacks_memory = True
+                if arrival.ground is not None:
+                    await arrival.ground.hold()
                 break
             with contextlib.suppress(TimeoutError):
                 await events.get(LOOK_S)

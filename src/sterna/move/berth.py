@@ -127,7 +127,8 @@ class Berth:
 
     def _encryption(self, reservation: Reservation, _facts: HostFacts) -> None:
         carrier, wanted = reservation.carrier, self._vms.settings().encryption
-        is_plain = carrier.kind == "direct" and not carrier.encrypted
+        may_be_qemus = carrier.kind == "direct" or reservation.postcopy  # its connection
+        is_plain = may_be_qemus and not carrier.encrypted
         if reservation.live and wanted == "required" and is_plain:
             raise EncryptionRequired(
                 source=reservation.source, vm=reservation.spec.name, host=self.host

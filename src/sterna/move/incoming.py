@@ -368,7 +368,8 @@ class Incoming:
         vm = self._vms.by_id(wish.vm_id)
         if vm is None or vm.record.ownership.epoch != wish.epoch or not vm.is_here:
             return Rejoined(memory="whole")  # it has gone on, or was deleted: nobody lacks anything
-        return await postcopy.rejoin(vm, self._vms, wish)
+        address = next(iter(self._vms.migration_addresses), "")
+        return await postcopy.rejoin(vm, address, wish)
 
     async def _take(self, arrival: Arrival, arrived: float) -> ReservationStatus:
         vm, reservation = arrival.vm, arrival.reservation

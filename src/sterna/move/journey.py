@@ -457,7 +457,7 @@ class Move:
         await handover.release(self.vm, self.job)
         async with self.job.step("postcopy") as step, self.report.phase(Phase.POSTCOPY):
             try:
-                sender = postcopy.Sender(self.vm, self.vms, lambda: self.peer, self.job, self._view)
+                sender = postcopy.Sender(self.vm, lambda: self.peer, self.job, self._view)
                 info = await sender.run()
             except MemoryLost as error:
                 step.say(error.message)

@@ -61,6 +61,9 @@ class Landing(abc.ABC):
     async def listen(self) -> ReservationStatus:
         """Have QEMU wait for the memory; what the source must know."""
 
+    async def hold(self) -> None:  # noqa: B027 - QEMU holds by itself
+        """The VM is about to run here without all its memory: what breaks now is made anew."""
+
     async def watch(self) -> None:  # noqa: B027 - QEMU's end tells it all
         """Until it is over; sets `failed`, with a reason in `failure`, if that was too early."""
 
@@ -151,9 +154,17 @@ class RelayedLanding(Landing):
         self._pair = pair.make()
         mine = cache_bytes(settings, reservation.spec.memory)
         self._cache = min(mine, reservation.carrier.cache_bytes)
+        has_key = reservation.postcopy and reservation.carrier.encrypted
+        self._key = secrets.token_hex(KEY_BYTES) if has_key else ""  # QEMU's own, after a break
 
     async def prepare(self) -> None:
-        return
+        if self._key:
+            await use_key(self.vm, IN_KEY, self._key, self.settings.name)
+            await self.vm.qmp.migrate_set_parameters(**{"tls-creds": ""})  # until `hold`
+
+    async def hold(self) -> None:
+        if self._key:
+            await self.vm.qmp.migrate_set_parameters(**{"tls-creds": IN_KEY})
 
     async def start(self) -> None:
         start = Start(
@@ -179,6 +190,7 @@ class RelayedLanding(Landing):
         there = tuple(Endpoint(address=one.address, port=one.port) for one in self._relay.endpoints)
         ready = CarrierReady(
             kind="compression",
+            key=self._key,
             certificate=self._pair.certificate,
             endpoints=there,
             cache_bytes=self._cache,
@@ -203,7 +215,9 @@ class RelayedLanding(Landing):
         relay, self._relay = self._relay, None
         if relay is not None:
             await relay.stop()
-        await forget_key(self.vm, IN_KEY)  # of a post-copy that QEMU went on with by itself
+        if self._key:
+            await forget_key(self.vm, IN_KEY)
+            self._key = ""
         self._words.unlink(missing_ok=True)
 
 

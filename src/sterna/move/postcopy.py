@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,14 +20,12 @@ from sterna.errors import Failed, MemoryLost, QEMULost, QMPError, QMPTimeout, St
 from sterna.model.move import MemoryProgress, Phase
 from sterna.model.reservation import Rejoin, Rejoined
 from sterna.move import memory
-from sterna.move.carriage import IN_KEY, KEY_BYTES, OUT_KEY, use_key
 from sterna.move.peer import Peer
 from sterna.operations.runner import Job
 from sterna.qemu.commands import MigrationInfo
 from sterna.qemu.session import Events
 from sterna.qemu.sockets import listening_ports
 from sterna.vms.machine import VM
-from sterna.vms.service import VMs
 
 CAPABILITY = "postcopy-ram"
 # Names of later QEMUs too: whatever begins so has left the source for good.
@@ -84,7 +81,6 @@ class Sender:
     def __init__(
         self,
         vm: VM,
-        vms: VMs,
         find: Callable[[], Peer],
         job: Job,
         view: Callable[[], dict[str, Any]] = dict,
@@ -92,7 +88,6 @@ class Sender:
         self._vm = vm
         self._find = find
         self._job = job
-        self._vms = vms
         self._view = view
         self._told = ""
         self._sent = -1
@@ -141,7 +136,6 @@ class Sender:
                 if answer.memory == "lost":
                     raise self._lost(answer.reason)
                 if answer.memory == "waiting":
-                    await self._secure(answer)
                     host = f"[{answer.address}]" if ":" in answer.address else answer.address
                     await self._vm.qmp.migrate_resume(f"tcp:{host}:{answer.port}")
                     if await self._has_resumed():
@@ -156,19 +150,6 @@ class Sender:
                 self._log(f"the memory cannot go on yet: {error.message}")
             await asyncio.sleep(pause)
             pause = min(2 * pause, RETRY_MAX_S)
-
-    async def _secure(self, answer: Rejoined) -> None:
-        """The new connection is QEMU's own, whatever carried the memory before."""
-        if answer.key:
-            await use_key(self._vm, OUT_KEY, answer.key, self._vms.config.name)
-        elif self._is_encrypted:
-            raise Failed(detail=f"{self._find().name} made no key for the new connection")
-        else:
-            await self._vm.qmp.migrate_set_parameters(**{"tls-creds": ""})
-
-    @property
-    def _is_encrypted(self) -> bool:
-        return self._vms.settings().encryption == "required"
 
     async def _has_resumed(self) -> bool:
         """Whether memory flows again. A connection that hangs before it does is cut."""
@@ -193,7 +174,7 @@ class Sender:
     async def _ask(self, *, has_pages: bool) -> Rejoined:
         vm = self._vm
         epoch = vm.record.ownership.epoch
-        wish = Rejoin(vm_id=vm.id, epoch=epoch, has_pages=has_pages, encrypted=self._is_encrypted)
+        wish = Rejoin(vm_id=vm.id, epoch=epoch, has_pages=has_pages)
         return await self._find().rejoin(wish)
 
     async def _tell_lost(self) -> None:
@@ -278,10 +259,11 @@ async def let_go(vm: VM) -> None:
                 await events.get(LOOK_S)
 
 
-async def rejoin(vm: VM, vms: VMs, wish: Rejoin) -> Rejoined:
+async def rejoin(vm: VM, address: str, wish: Rejoin) -> Rejoined:
     """The source asks for a new connection, or says that it has no pages any more.
 
-    The connection is QEMU's own, encrypted by a key made for it if either host wants that.
+    The connection is QEMU's own, by the key that both QEMUs have had since the target opened: a main
+    loop that waits for a page takes no new one.
     """
     if vm.process is None:
         return Rejoined(memory="lost", reason=f"its QEMU has ended: {vm.last_words()}")
@@ -295,17 +277,10 @@ async def rejoin(vm: VM, vms: VMs, wish: Rejoin) -> Rejoined:
         with contextlib.suppress(QMPError):  # it has not noticed yet that nobody is there
             await vm.qmp.migrate_pause()
         return Rejoined(memory="arriving")
-    key = ""
-    if wish.encrypted or vms.settings().encryption == "required":
-        key = secrets.token_hex(KEY_BYTES)
-        await use_key(vm, IN_KEY, key, vms.config.name)
-    else:
-        await vm.qmp.migrate_set_parameters(**{"tls-creds": ""})
-    address = next(iter(vms.migration_addresses), "")
     host = f"[{address}]" if ":" in address else address
     before = listening_ports(vm.process.pid)
     await vm.qmp.migrate_recover(f"tcp:{host}:0")
     ports = listening_ports(vm.process.pid) - before
     if len(ports) != 1:
         raise Failed(detail=f"QEMU does not listen for the rest of {vm.name}'s memory")
-    return Rejoined(memory="waiting", address=address, port=next(iter(ports)), key=key)
+    return Rejoined(memory="waiting", address=address, port=next(iter(ports)))

@@ -283,7 +283,7 @@ class Recovery:
         return None
 
     def _sender(self, vm: VM, target: str, job: Job) -> postcopy.Sender:
-        return postcopy.Sender(vm, self._vms, lambda: self._peers.get(target), job)
+        return postcopy.Sender(vm, lambda: self._peers.get(target), job)
 
     async def _go_on(self, vm: VM) -> None:
         """It is owned here again; it is off if its QEMU has ended meanwhile."""

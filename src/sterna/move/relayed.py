@@ -18,11 +18,11 @@ from sterna.carrier.control import MEMORY, Event, Level, Role, Start, Stats
 from sterna.carrier.facts import ChannelState, Endpoint, Route
 from sterna.carrier.process import Relay
 from sterna.config import Config
-from sterna.errors import CarrierFailed, Failed
+from sterna.errors import CarrierFailed, Failed, SternaError
 from sterna.model.move import ChannelProgress
 from sterna.model.reservation import CarrierKind, CarrierOffer, ReservationStatus
 from sterna.model.vm import OwnershipState
-from sterna.move.carriage import DISKS, Carriage, Direct, cache_bytes
+from sterna.move.carriage import DISKS, OUT_KEY, Carriage, Direct, cache_bytes, forget_key, use_key
 from sterna.qemu.blocks import nbd_node
 from sterna.qemu.nodes import Options
 from sterna.qemu.sockets import cut_path
@@ -58,9 +58,17 @@ class Relayed(Carriage):
     kind: CarrierKind = "compression"
 
     def __init__(
-        self, vm: VM, settings: Config, say: Callable[[str, str], None], ours: Sequence[str]
+        self,
+        vm: VM,
+        settings: Config,
+        say: Callable[[str, str], None],
+        ours: Sequence[str],
+        *,
+        is_encrypted: bool,
     ) -> None:
         self._ours = ours  # addresses that it may use
+        self._is_encrypted = is_encrypted  # QEMU's own connection, if a post-copy breaks
+        self._has_key = False
         self._vm = vm
         self._settings = settings
         self._say = say
@@ -78,6 +86,7 @@ class Relayed(Carriage):
             kind=self.kind,
             certificate=self._pair.certificate,
             cache_bytes=self._cache,
+            encrypted=self._is_encrypted,
         )
 
     async def start(self) -> None:
@@ -102,7 +111,10 @@ class Relayed(Carriage):
         ways = routes(self._ours, there)
         await self._there().connect(ways, ready.certificate, ready.cache_bytes)
         await self._wait_up()
-        await self._vm.qmp.migrate_set_parameters(**{"tls-creds": ""})
+        if ready.key:
+            self._has_key = True
+            await use_key(self._vm, OUT_KEY, ready.key, self._settings.name)
+        await self._vm.qmp.migrate_set_parameters(**{"tls-creds": ""})  # until `hold`
 
     async def _wait_up(self) -> None:
         """QEMU must not be sent to a link that is not there: it waits, and its guest with it."""
@@ -207,6 +219,8 @@ class Relayed(Carriage):
     # ---- post-copy, limits, failures, the end -----------------------------------------------------------
 
     async def hold(self) -> None:
+        if self._has_key:
+            await self._vm.qmp.migrate_set_parameters(**{"tls-creds": OUT_KEY})
         await self._there().set_grace(None)
 
     @property
@@ -225,6 +239,10 @@ class Relayed(Carriage):
         raise CarrierFailed(reason=self.failure)
 
     async def end(self, *, is_undone: bool = True) -> None:
+        if self._has_key:
+            self._has_key = False
+            with contextlib.suppress(SternaError):
+                await forget_key(self._vm, OUT_KEY)
         relay = self._relay
         if relay is None:
             return
@@ -254,7 +272,7 @@ def carriage(
     """The path of a move by that carrier; `say` writes to the operation's log. `channels`: that QEMU
     would like if it sends by itself.
     """
-    if kind == "compression":
-        return Relayed(vm, vms.config, say, vms.migration_addresses)
     is_encrypted = vms.settings().encryption == "required"
+    if kind == "compression":
+        return Relayed(vm, vms.config, say, vms.migration_addresses, is_encrypted=is_encrypted)
     return Direct(vm, vms.config.name, is_encrypted=is_encrypted, channels=channels)
