@@ -36,6 +36,7 @@ from sterna.model.settings import HostSettings
 from sterna.move.engine import Moves
 from sterna.move.fleet import Fleet
 from sterna.move.incoming import Incoming
+from sterna.move.pairing import Pairing
 from sterna.move.peer import Peers
 from sterna.move.recovery import Recovery
 from sterna.move.resolve import Doubts
@@ -45,6 +46,7 @@ from sterna.operations.runner import Runner
 from sterna.port.service import Ports
 from sterna.qemu import capabilities, cpus
 from sterna.security import identity
+from sterna.security.trust import Trust
 from sterna.vms.inspection import Inspections
 from sterna.vms.launch import Launcher
 from sterna.vms.plug import Plugs
@@ -67,7 +69,9 @@ class Daemon:
         installed = HostSettings(bandwidth=settings.migration.limit or 0)
         self.settings = Settings(settings.state_dir / "settings", installed)
         self.vms = VMs(settings, launcher, self.runner)
-        self.peers = Peers(settings)
+        own = identity.ensure(*_identity(settings))
+        self.trust = Trust(settings.state_dir / "peers", own)
+        self.peers = Peers(settings.name, self.trust)
         self.incoming = Incoming(self.vms, lambda: self.facts(with_switches=False))
         self.incoming.settings = lambda: self.settings.now
         self.checkpoints = Checkpoints(self.vms)
@@ -80,6 +84,7 @@ class Daemon:
         )
         self.plugs = Plugs(self.vms)
         self.doubts = Doubts(self.vms, self.peers, self.incoming)
+        self.pairing = Pairing(settings, self.trust, self.peers, self.incoming, self.runner)
 
     async def facts(self, *, with_switches: bool = True) -> HostFacts:
         """This host at this moment. To look at the switches takes processes, so not for nothing."""
@@ -97,9 +102,11 @@ class Daemon:
                 ("switch", self.launcher.switches.damaged),
                 ("pool", self.launcher.pools.damaged),
                 ("settings", self.settings.damaged),
+                ("peer", self.trust.damaged),
             )
             for item in damaged
         ]
+        problems += self.trust.problems
         journal = self.runner.journal
         problems += [error.message for error in journal.damaged]
         if journal.problem:
@@ -171,6 +178,7 @@ class Daemon:
             settings=self.settings,
             incoming=self.incoming,
             doubts=self.doubts,
+            pairing=self.pairing,
         )
 
     async def hosts(self) -> list[dict[str, Any]]:
@@ -187,7 +195,8 @@ class Daemon:
         return [here, *peers]
 
     async def _peer_row(self, name: str) -> dict[str, Any]:
-        row = {"name": name, "url": self.config.peers[name].url, "version": "", "vms": None}
+        record = self.trust.get(name)
+        row = {"name": name, "url": record.url if record else "", "version": "", "vms": None}
         try:
             async with asyncio.timeout(PEER_S):
                 facts = await self.peers.get(name).facts()
@@ -200,6 +209,11 @@ class Daemon:
     async def peer_facts(self, name: str) -> HostFacts:
         """Facts of this host or of a peer."""
         return await (self.facts() if name == self.config.name else self.peers.get(name).facts())
+
+
+def _identity(settings: Config) -> tuple[Path, str, str]:
+    address = settings.listen.address if settings.listen else ""
+    return settings.state_dir / "identity", settings.name, address
 
 
 async def _no_switches() -> tuple[tuple[SwitchFacts, ...], tuple[str, ...]]:
@@ -246,7 +260,7 @@ async def run(settings: Config) -> None:
     daemon = await assemble(settings)
     await daemon.start()
     try:
-        async with serve(build(daemon.services()), settings):
+        async with serve(build(daemon.services()), settings, daemon.trust):
             logger.info("sternad %s of host %s is ready", __version__, settings.name)
             await stop.wait()
             logger.info("stopping; guests run on")
@@ -282,9 +296,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="sternad", description="The daemon of a Sterna host: owns its VMs, serves the API."
     )
     parser.add_argument("--config", type=Path, default=config.DEFAULT_PATH, help="%(default)s")
-    parser.add_argument(
-        "--make-identity", action="store_true", help="make this host's key and certificate, and end"
-    )
     parser.add_argument("--version", action="version", version=__version__)
     return parser.parse_args(argv)
 
@@ -295,14 +306,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = config.load(arguments.config)
         log.setup(settings.log_level)
-        identity.ensure(
-            settings.state_dir / "identity",
-            settings.name,
-            settings.listen.address if settings.listen else "",
-        )
-        if not arguments.make_identity:
-            with only_one(settings):
-                asyncio.run(run(settings))
+        with only_one(settings):
+            asyncio.run(run(settings))
     except SternaError as error:
         print(f"sternad: {error.message}", file=sys.stderr)  # noqa: T201
         if error.advice:

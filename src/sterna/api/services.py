@@ -147,6 +147,7 @@ class Services:
     plugs: Any = None  # a Plugs
     incoming: Any = None  # what routes/peer.py serves
     doubts: Any = None  # a Doubts
+    pairing: Any = None  # a Pairing
 
 
 def _services(request: Request) -> Services:

@@ -37,6 +37,33 @@ class HostView(View):
     vms: int | None
 
 
+class PeerView(View):
+    name: str
+    url: str
+    fingerprint: str = Field(description="SHA-256 of its certificate")
+    ends: str = Field(description="When its certificate does")
+    since: str
+
+
+class InvitationView(View):
+    token: str = Field(description="A secret; it is shown once")
+    name: str
+    url: str
+    fingerprint: str
+    expires: str
+
+
+class DistrustView(View):
+    operations: list[str] = Field(description="Moves that are ended by it")
+
+
+class RotationView(View):
+    fingerprint: str
+    ends: str
+    told: list[str]
+    not_told: list[str]
+
+
 class ProcessView(View):
     pid: int
     accel: Literal["kvm", "tcg"]

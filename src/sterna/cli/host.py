@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from sterna.cli import complete, values
+from sterna.cli import complete, trust, values
 from sterna.cli.baseline import baseline
 from sterna.cli.command import Settings, command, group
 
@@ -14,12 +14,15 @@ ON_OFF = click.Choice(["on", "off"])
 
 host = group(
     "host",
-    "Look at this host and the hosts that it knows.",
+    "Look at this host and the hosts that it trusts; pair them, and end it.",
     "sterna host list",
     "sterna host show host-b",
-    "sterna host certificate > host-a.pem",
+    "sterna host invite",
+    "sterna host join TOKEN",
 )
 host.add_command(baseline)
+for _command in trust.COMMANDS:
+    host.add_command(_command)
 
 
 @command(host, "list", "sterna host list", "sterna host list -o json")
@@ -77,7 +80,7 @@ def show(settings: Settings, name: str | None) -> None:
     host,
     "certificate",
     "sterna host certificate > host-a.pem",
-    "ssh host-b sterna host certificate > /etc/sterna/host-b.pem",
+    "ssh host-b sterna host certificate | openssl x509 -noout -fingerprint -sha256",
 )
 @click.pass_obj
 def certificate(settings: Settings) -> None:

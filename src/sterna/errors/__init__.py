@@ -23,6 +23,7 @@ from sterna.errors.place import *
 from sterna.errors.port import *
 from sterna.errors.qemu import *
 from sterna.errors.request import *
+from sterna.errors.trust import *
 from sterna.errors.vm import *
 
 

@@ -500,6 +500,20 @@ class Incoming:
             if arrival.vm is vm and not arrival.decided.is_set():
                 await self.refuse(operation, reason)
 
+    def source_of(self, operation: str) -> str | None:
+        """The host that asked for that reservation; None if there is none."""
+        arrival = self._arrivals.get(operation)
+        return None if arrival is None else arrival.reservation.source
+
+    async def distrust(self, source: str) -> list[str]:
+        """Refuse all that is on its way from that host; the operations that end by it."""
+        ended = []
+        for operation, arrival in list(self._arrivals.items()):
+            if arrival.reservation.source == source and not arrival.decided.is_set():
+                await self.refuse(operation, f"{source} is not trusted any more")
+                ended.append(operation)
+        return ended
+
     async def refuse_asked(
         self, operation: str, vm_id: str, epoch: int, reason: str
     ) -> ReservationStatus:
