@@ -190,13 +190,16 @@ class Daemon:
             "reason": "",
             "version": __version__,
             "vms": sum(vm.is_here for vm in self.vms.all()),
+            "certificate_ends": identity.end_of(self.trust.own.pem).isoformat(),
         }
         peers = await asyncio.gather(*(self._peer_row(name) for name in self.peers.names))
         return [here, *peers]
 
     async def _peer_row(self, name: str) -> dict[str, Any]:
-        record = self.trust.get(name)
-        row = {"name": name, "url": record.url if record else "", "version": "", "vms": None}
+        row: dict[str, Any] = {"name": name, "url": "", "version": "", "vms": None}
+        if (record := self.trust.get(name)) is not None:
+            row["url"] = record.url
+            row["certificate_ends"] = identity.end_of(record.certificate).isoformat()
         try:
             async with asyncio.timeout(PEER_S):
                 facts = await self.peers.get(name).facts()

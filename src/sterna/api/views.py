@@ -33,6 +33,9 @@ class HostView(View):
     url: str
     state: Literal["this", "up", "down"]
     reason: str = Field(description="Why it is down")
+    certificate_ends: str = Field(
+        "", description="When nobody trusts it any more, unless it rotates"
+    )
     version: str
     vms: int | None
 

@@ -30,7 +30,7 @@ failure(
 failure(
     "trust.not-mutual",
     "The target trusts the source",
-    ("it does not know the certificate of this host", "its certificate is not known"),
+    ("does not trust this host", "its certificate is not known"),
     "Pair them again: sterna host invite here, and sterna host join on {peer}",
 )
 

@@ -10,6 +10,7 @@ from sterna.cli import complete, trust, values
 from sterna.cli.baseline import baseline
 from sterna.cli.command import Settings, command, group
 
+SOON_DAYS = 30  # as the check trust.certificate-ends
 ON_OFF = click.Choice(["on", "off"])
 
 host = group(
@@ -36,10 +37,23 @@ def list_(settings: Settings) -> None:
         document(hosts)
         return
     rows = [
-        (h["name"], h["state"], h.get("url"), h.get("version"), h.get("vms"), h.get("reason"))
+        (h["name"], h["state"], h.get("url"), h.get("version"), h.get("vms"), _reason(h))
         for h in hosts
     ]
     table(("NAME", "STATE", "URL", "VERSION", "VMS", "REASON"), rows, right=(4,))
+
+
+def _reason(row: dict[str, Any]) -> str:
+    """Why it is down, or what its certificate needs soon."""
+    ends = row.get("certificate_ends")
+    if row.get("reason") or not ends:
+        return str(row.get("reason") or "")
+    from datetime import UTC, datetime  # noqa: PLC0415 - start-up time
+
+    left = (datetime.fromisoformat(str(ends)) - datetime.now(UTC)).days
+    if left >= SOON_DAYS:
+        return ""
+    return f"its certificate ends in {max(0, left)} days: sterna host rotate, there"
 
 
 @command(host, "show", "sterna host show", "sterna host show host-b -o json")

@@ -47,3 +47,9 @@ class NotAnnounced(Failed):
     code = "trust.not-announced"
     text = "the certificate stays as it is, for {peers} could not be told of the new one: {reason}"
     hint = "Run it again when they answer; or give --force: they must be paired anew then"
+
+
+class NotMutual(Denied):
+    code = "trust.not-mutual"
+    text = "{peer} at {url} does not trust this host"
+    hint = "Pair them again: sterna host invite here, and sterna host join on {peer}"

@@ -89,7 +89,7 @@ class Incoming:
     def __init__(self, vms: VMs, gather: Callable[[], Awaitable[HostFacts]]) -> None:
         self._vms = vms
         self.parts = Parts(vms.launcher.pools, host=vms.config.name)
-        self._berth = Berth(vms, self.parts, self._undecided)
+        self._berth = Berth(vms, self.parts, self.undecided)
         self._gather = gather
         self._probes = Probes(vms.config.migration_addresses)
         self.on_arrival: Callable[[VM], None] = lambda _: None  # when a VM is ours and runs
@@ -112,7 +112,8 @@ class Incoming:
             if not arrival.decided.is_set() and arrival.reservation.live
         )
 
-    def _undecided(self) -> list[Reservation]:
+    def undecided(self) -> list[Reservation]:
+        """What is on its way here."""
         arrivals = list(self._arrivals.values())  # at once: asked for by a thread
         return [one.reservation for one in arrivals if not one.decided.is_set()]
 
@@ -253,7 +254,7 @@ class Incoming:
         settings, live = self.settings(), reservation.live
         if not settings.inbound:
             return  # which is said with the other problems; nobody waits for it
-        here = sum(one.live is live for one in self._undecided())
+        here = sum(one.live is live for one in self.undecided())
         free = (settings.live_moves if live else settings.storage_moves) - here
         if place := self._turns[live].place(reservation.operation, free):
             raise TargetBusy(waits=slots.waits(here, place, f"to {self.host}"))
@@ -500,19 +501,10 @@ class Incoming:
             if arrival.vm is vm and not arrival.decided.is_set():
                 await self.refuse(operation, reason)
 
-    def source_of(self, operation: str) -> str | None:
-        """The host that asked for that reservation; None if there is none."""
+    def source_of(self, operation: str) -> str:
+        """The host that asked for that reservation; empty if there is none."""
         arrival = self._arrivals.get(operation)
-        return None if arrival is None else arrival.reservation.source
-
-    async def distrust(self, source: str) -> list[str]:
-        """Refuse all that is on its way from that host; the operations that end by it."""
-        ended = []
-        for operation, arrival in list(self._arrivals.items()):
-            if arrival.reservation.source == source and not arrival.decided.is_set():
-                await self.refuse(operation, f"{source} is not trusted any more")
-                ended.append(operation)
-        return ended
+        return arrival.reservation.source if arrival else ""
 
     async def refuse_asked(
         self, operation: str, vm_id: str, epoch: int, reason: str

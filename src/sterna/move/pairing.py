@@ -194,7 +194,11 @@ class Pairing:
         for pem in (record.certificate, record.next):
             if pem:
                 self._invitations.confirm(identity.fingerprint(pem))
-        ended = await self._incoming.distrust(name)
+        ended = []
+        for arrival in self._incoming.undecided():
+            if arrival.source == name:
+                await self._incoming.refuse(arrival.operation, f"{name} is not trusted any more")
+                ended.append(arrival.operation)
         for operation in self._runner.active():
             if operation.peer == name and operation.kind == "move":
                 with suppress(SternaError):  # over, or given away: its doubt says so

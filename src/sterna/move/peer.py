@@ -7,12 +7,13 @@ only when the request has certainly not reached the peer.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx2
 
-from sterna.errors import HostUnknown, HostUnreachable, SternaError, from_problem
+from sterna.errors import HostUnknown, HostUnreachable, NotMutual, SternaError, from_problem
 from sterna.model import edge
 from sterna.model.check import Check
 from sterna.model.host import HostFacts
@@ -41,8 +42,6 @@ PIECE = 256 * KIB  # of a body that is encrypted at once: other requests get the
 
 # Raised before a single byte of the request was sent.
 _NOT_DELIVERED = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
-# What OpenSSL calls the alert of a server that knows no such certificate of ours, or not any more.
-_NOT_KNOWN = ("TLSV1_ALERT_UNKNOWN_CA", "SSLV3_ALERT_CERTIFICATE_EXPIRED", "alert unknown ca")
 
 
 class Peer:
@@ -57,12 +56,17 @@ class Peer:
         self._bulk = bulk or http  # connections of files, which questions must not wait for
         self._bulk_url = httpx2.URL(url)
         self._is_gone = False
+        self._stranger: Callable[[], ssl.SSLContext] | None = None  # to it, as nobody
 
     def use(self, url: str, http: httpx2.AsyncClient, bulk: httpx2.AsyncClient) -> None:
         """Ask through these from now on; what is under way ends on the old ones."""
         if url != self.url:
             self.url, self._bulk_url = url, httpx2.URL(url)
         self._http, self._bulk = http, bulk
+
+    def may_ask_as_nobody(self, context: Callable[[], ssl.SSLContext]) -> None:
+        """How to find out whether it is this host alone that it does not answer."""
+        self._stranger = context
 
     def leave(self) -> None:
         """Nothing is sent to it any more: it is not trusted."""
@@ -78,11 +82,27 @@ class Peer:
 
     async def facts(self) -> HostFacts:
         """What that host has. Files go to the address that it names for moves from then on."""
-        found = await self._ask("GET", "/v1/host")
+        try:
+            found = await self._ask("GET", "/v1/host")
+        except HostUnreachable as error:
+            if await self._hangs_up_on_us(error):
+                raise NotMutual(peer=self.name, url=self.url) from error
+            raise
         facts = edge.parse(HostFacts, found, f"facts of {self.name}")
         if facts.migration_address:
             self._bulk_url = httpx2.URL(self.url).copy_with(host=facts.migration_address)
         return facts
+
+    async def _hangs_up_on_us(self, error: HostUnreachable) -> bool:
+        """Whether it would talk to others: in TLS a certificate that is not known ends all."""
+        if self._stranger is None or not isinstance(error.__cause__, httpx2.RemoteProtocolError):
+            return False
+        try:
+            async with httpx2.AsyncClient(verify=self._stranger(), trust_env=False) as http:
+                answer = await http.get(f"{self.url}/v1", timeout=PROBE_S)
+        except (httpx2.HTTPError, OSError):
+            return False
+        return answer.status_code == httpx2.codes.UNAUTHORIZED
 
     async def check(self, question: Reservation) -> tuple[Check, ...]:
         """What would make it refuse that reservation now; nothing is reserved."""
@@ -236,11 +256,8 @@ def problem_of(response: httpx2.Response) -> dict[str, Any]:
 
 
 def words_of(error: Exception) -> str:
-    """Why it failed. In TLS 1.3 a refusal of our certificate comes when we first listen."""
-    text = str(error) or type(error).__name__
-    if any(word in text for word in _NOT_KNOWN):
-        return f"it does not know the certificate of this host ({text})"
-    return text
+    """Why a request failed."""
+    return str(error) or type(error).__name__
 
 
 class Peers:
@@ -266,7 +283,9 @@ class Peers:
             record = self.trust.get(name)
             if record is None:
                 raise HostUnknown(host=self._host, peer=name, known=", ".join(self.names) or "none")
-            self._open[name] = Peer(name, record.url, *self._clients(record))
+            peer = Peer(name, record.url, *self._clients(record))
+            peer.may_ask_as_nobody(lambda: self.trust.stranger(name))
+            self._open[name] = peer
         return self._open[name]
 
     def _clients(self, record: PeerRecord) -> tuple[httpx2.AsyncClient, httpx2.AsyncClient]:

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sterna.checks.facts import CertificateFacts
-from sterna.checks.trust import SOON_DAYS
 from sterna.host.store import Damaged, Store
 from sterna.model.trust import PeerRecord
 from sterna.security import identity
@@ -100,14 +99,9 @@ class Trust:
     @property
     def problems(self) -> list[str]:
         """What an administrator should do something about, a sentence each."""
-        found = []
-        if (left := identity.days_left(self.own.pem)) < SOON_DAYS:
-            found.append(
-                f"the certificate of this host ends in {max(0.0, left):.0f} days: sterna host rotate"
-            )
-        if self.own.is_rotating:
-            found.append("a new certificate is ready and not in use: sterna host rotate")
-        return found
+        if not self.own.is_rotating:
+            return []
+        return ["a new certificate is ready and not in use: sterna host rotate"]
 
     # ---- changes ---------------------------------------------------------------------------
 
@@ -203,6 +197,11 @@ class Trust:
         made.verify_mode = ssl.CERT_REQUIRED
         _accept(made, record)
         return made
+
+    def stranger(self, name: str) -> ssl.SSLContext:
+        """To that peer, as nobody."""
+        record = self._peers[name]
+        return stranger(f"{record.certificate}\n{record.next}")
 
 
 def stranger(pem: str) -> ssl.SSLContext:

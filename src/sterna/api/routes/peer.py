@@ -27,7 +27,7 @@ def _require_own(request: Request) -> None:
     if operation is None or not (caller := _caller(request)):
         return
     source = request.app.state.services.incoming.source_of(operation)
-    if source not in (None, caller):
+    if source not in ("", caller):
         raise _not_its_own(caller, source)
 
 
@@ -36,7 +36,7 @@ def _require_source(request: Request, source: str) -> None:
         raise _not_its_own(caller, source)
 
 
-def _not_its_own(caller: str, source: str | None) -> NotAllowed:
+def _not_its_own(caller: str, source: str) -> NotAllowed:
     return NotAllowed(
         what=f"this for {caller}",
         reason=f"the reservation is that of {source}",

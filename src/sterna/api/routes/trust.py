@@ -78,13 +78,13 @@ async def paired(request: Request) -> dict[str, Any]:
     return dict(await request.app.state.services.pairing.paired(shown))
 
 
-@between.post("/peer/certificate", status_code=204)
-async def announced(request: Request, body: Annotated[dict[str, Any], Body()]) -> Response:
+@between.post("/peer/certificate")
+async def announced(request: Request, body: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
     """The certificate that the caller will show from some moment on."""
     new = edge.parse(Announced, body, "announcement")
     caller = getattr(request.state, "caller", "")
     await request.app.state.services.pairing.announced(caller, new.certificate)
-    return Response(status_code=204)
+    return {"name": request.app.state.services.name}
 
 
 def _view(record: PeerRecord) -> dict[str, Any]:
