@@ -15,7 +15,7 @@ ON_OFF = click.Choice(["on", "off"])
 
 host = group(
     "host",
-    "Look at this host and the hosts that it trusts; pair them, and end it.",
+    "Look at this host and the hosts that it knows.",
     "sterna host list",
     "sterna host show host-b",
     "sterna host invite",

@@ -60,9 +60,9 @@ def invite(settings: Settings, expires: float | None, address: str | None) -> No
 )
 @click.pass_obj
 def join(settings: Settings, token: str, address: str | None) -> None:
-    """Let this host and the one that made TOKEN trust each other; - reads it from standard input.
+    """Let this host and the one that made TOKEN trust each other.
 
-    May be repeated after an interruption.
+    - reads the token from standard input. May be repeated after an interruption.
     """
     from sterna.cli.output import document, line  # noqa: PLC0415 - start-up time
 
@@ -79,9 +79,9 @@ def join(settings: Settings, token: str, address: str | None) -> None:
 @click.argument("name", metavar="HOST", shell_complete=complete.hosts)
 @click.pass_obj
 def distrust(settings: Settings, name: str) -> None:
-    """Trust a host no more, at once: its connections end, and moves to and from it are undone.
+    """Trust a host no more, at once.
 
-    Do the same there, if that host is still yours.
+    Its connections end, and moves to it and from it are undone. Do the same there, if that host is still yours.
     """
     from sterna.cli.output import document, line  # noqa: PLC0415 - start-up time
     from sterna.client import segment  # noqa: PLC0415
