@@ -18,6 +18,7 @@ from sterna.lab.links import Network
 
 pytestmark = pytest.mark.functional
 
+TREE = Path(__file__).parent.parent.parent
 CRASHING = Path(__file__).with_name("trust_crashing.py")
 SLOW = "100mbit"
 MUTUAL = [("hv-a", "this"), ("hv-b", "up")], [("hv-b", "this"), ("hv-a", "up")]
@@ -181,3 +182,20 @@ def test_a_host_that_has_moved_is_found_again(pair):
     assert known(here) == MUTUAL[0]
     make(here)
     admin.moves("tern", there)
+
+
+def test_the_three_commands_of_the_document_lead_two_fresh_hosts_to_a_move(strangers):
+    here, there = strangers
+    text = (TREE / "docs" / "howto" / "two-hosts.md").read_text()
+    section = text.partition("in three commands\n")[2].partition("\n## ")[0]
+    commands = [block.partition("```")[0].strip() for block in section.split("```sh\n")[1:]]
+    assert len(commands) == 3
+    invite, join, move = (one.replace("host-b", there.name) for one in commands)
+    make(here, "web")
+    assert known(here) == [("hv-a", "this")]
+    printed = Administrator(here).run(invite)
+    (typed,) = [line for line in printed.splitlines() if line.startswith("sterna host join")]
+    assert typed.rpartition(" ")[0] == join.removesuffix(" TOKEN")
+    Administrator(there).run(typed)
+    Administrator(here).run(move)
+    assert [vm["name"] for vm in there.client.get("/v1/vms")] == ["web"]
