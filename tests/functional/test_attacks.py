@@ -190,7 +190,7 @@ def test_a_peers_certificate_that_has_ended_is_worth_nothing(attacker, monkeypat
 
 
 def test_tls_1_2_and_plain_http_are_not_spoken(attacker):
-    with pytest.raises(OSError, match=r"(?i)alert|closed|reset|version"):
+    with pytest.raises(OSError):  # an alert, or a connection that has gone
         attacker.send(GET, newest=ssl.TLSVersion.TLSv1_2)
 
     async def plain() -> bytes:
