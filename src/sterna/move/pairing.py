@@ -121,8 +121,9 @@ class Pairing:
     async def join(self, wishes: JoinWishes) -> PeerRecord:
         """Let this host and the one that made the token trust each other.
 
-        Raises BadToken, WrongHost, TokenRefused, PeerExists, NotListening, NotReached,
-        HostUnreachable: then this host trusts nobody whom it did not trust before.
+        Raises BadToken, WrongHost, TokenRefused, PeerExists, NotListening, NotReached: then this
+        host trusts nobody whom it did not trust before. After HostUnreachable it may trust the
+        other, and the other it: the same command tells, and ends it.
         """
         token = invitation.read(wishes.token)
         self._require_name()
@@ -235,7 +236,7 @@ class Pairing:
                 raise NotAnnounced(
                     peers=", ".join(failed), reason=next(iter(failed.values())), names=list(failed)
                 )
-            await asyncio.to_thread(identity.switch, own)
+            identity.switch(own)  # nothing else of this daemon sees the one file without the other
             self._trust.renewed()
         log.info("this host has a new certificate, %s", own.fingerprint)
         for name in self._trust.names:  # who sees it needs the old one no more

@@ -40,13 +40,15 @@ class Trust:
         self.own = own
         self._store = Store(directory, PeerRecord, key_of=lambda one: one.name)
         records, self.damaged = self._store.load()
-        self._peers: dict[str, PeerRecord] = records
+        self._peers = {name: one for name, one in records.items() if self._is_whole(one)}
+        self._by_print: dict[str, str] = {}  # names, by the fingerprints that count
         self._guests: dict[str, PeerRecord] = {}  # by fingerprint; in memory only
         self._former: dict[str, str] = {}  # fingerprints replaced since: connections end with them
         self._followers: list[Callable[[], None]] = []
         self.generation = 0  # of this host's own certificate, since the daemon began
         self._server: ssl.SSLContext | None = None
         self._lock = asyncio.Lock()
+        self._index()
 
     damaged: list[Damaged]
 
@@ -61,10 +63,7 @@ class Trust:
 
     def of(self, fingerprint: str) -> PeerRecord | None:
         """The peer that is known by this certificate, in use or announced."""
-        for one in self._peers.values():
-            if fingerprint in _fingerprints(one):
-                return one
-        return None
+        return self._peers.get(self._by_print.get(fingerprint, ""))
 
     def who(self, fingerprint: str) -> Caller | None:
         """Who is trusted by that certificate now."""
@@ -163,7 +162,24 @@ class Trust:
         self._guests.pop(identity.fingerprint(record.certificate), None)
         self._changed()
 
+    def _is_whole(self, record: PeerRecord) -> bool:
+        """A record with a certificate that is none must not keep all others out."""
+        try:
+            _fingerprints(record)
+        except ValueError as error:
+            path = self._store.directory / f"{record.name}.json"
+            log.error("%s is damaged: %s", path, error)  # noqa: TRY400 - no traceback needed
+            self.damaged.append(Damaged(key=record.name, path=path, reason=str(error)))
+            return False
+        return True
+
+    def _index(self) -> None:
+        self._by_print = {
+            print_: name for name, one in self._peers.items() for print_ in _fingerprints(one)
+        }
+
     def _changed(self) -> None:
+        self._index()
         self._server = None
         for follower in self._followers:
             follower()
