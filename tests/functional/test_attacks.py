@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from namespaces import Namespace
 
+from api_rig import hang_up
 from checking import Administrator, make
 from conftest import _new_name, _removed, _wanted
 from sterna.lab.lab import up
@@ -99,6 +100,7 @@ class Attacker:
                     while piece := await reader.read(65536):
                         answer += piece
             writer.transport.abort()
+            await hang_up(writer)
             return answer
 
         return bytes(self.inside(talk))
@@ -196,9 +198,11 @@ def test_tls_1_2_and_plain_http_are_not_spoken(attacker):
     async def plain() -> bytes:
         reader, writer = await asyncio.open_connection(attacker.victim.address, PORT)
         writer.write(GET)
+        answer = b""
         with contextlib.suppress(OSError):
-            return await reader.read()
-        return b""
+            answer = await reader.read()
+        await hang_up(writer)
+        return answer
 
     assert b"200" not in attacker.inside(plain)
 
