@@ -90,10 +90,9 @@ Play = Callable[[Operation], None]
 class Standin:
     """The daemon `name`. `url` is where it answers while it runs."""
 
-    def __init__(self, path: Path, *, token: str = "", certificate: tuple | None = None) -> None:
+    def __init__(self, path: Path, *, certificate: tuple | None = None) -> None:
         self.path = path
         self.name = "hv-a"
-        self.token = token
         self.certificate = certificate
         self.vms: dict[str, dict] = {}
         self.switches: dict[str, dict] = {}
@@ -229,8 +228,6 @@ class _Handler(BaseHTTPRequestHandler):
         if owner.answer(self):
             return
         try:
-            if owner.token and self.headers.get("Authorization") != f"Bearer {owner.token}":
-                raise errors.NotAllowed(what="this", reason="the token is wrong", fix="Use another")
             self._route(owner, body)
         except errors.SternaError as error:
             self.send(error.status, error.problem(), "application/problem+json")

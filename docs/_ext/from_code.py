@@ -126,12 +126,10 @@ def _keys(cls: Any, prefix: str, comments: dict[tuple[str, str], str]) -> Iterat
         "listen": config.Listen,
         "qemu": config.QEMU,
         "migration": config.Migration,
-        "peers": config.Peer,
     }
     for field in dataclasses.fields(cls):
         if not prefix and field.name in tables:
-            name = f"{field.name}.NAME" if field.name == "peers" else field.name
-            yield from _keys(tables[field.name], f"{name}.", comments)
+            yield from _keys(tables[field.name], f"{field.name}.", comments)
             continue
         kind = str(field.type).replace("tuple[str, ...]", "list of texts")
         yield (

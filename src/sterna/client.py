@@ -3,8 +3,7 @@ or HTTPS.
 
 Every failure is a SternaError: the daemon's own, rebuilt from its problem body; Unreachable when
 the request certainly did not reach it; AnswerLost when a change may or may not have been made.
-A connection is made for each request, so a restarted daemon is never a reason to fail. The token
-travels over TLS only. Imports no server library: the command line starts with this module.
+A connection is made for each request, so a restarted daemon is never a reason to fail. Imports no server library: the command line starts with this module.
 """
 
 from __future__ import annotations
@@ -132,21 +131,24 @@ class Events:
 class Client:
     """Talks to the daemon at `url`: `unix:///path` or `https://host[:port]`.
 
-    `certificate` pins: the host must show exactly one of that file's. Without it the system's
-    authorities decide. `connect_s` bounds the time to reach the daemon.
+    `certificate` pins: the host must show exactly one of that file's, or of those in `pem`. Without
+    them the system's authorities decide. `identity`: paths of the certificate and key by which the
+    host knows us. `connect_s` bounds the time to reach the daemon.
     """
 
     def __init__(
         self,
         url: str,
         *,
-        token: str = "",
         certificate: Path | None = None,
+        pem: str = "",
+        identity: tuple[Path, Path] | None = None,
         connect_s: float = CONNECT_S,
     ) -> None:
         self.url = url
-        self._token = token
         self._certificate = certificate
+        self._pem = pem
+        self._identity = identity
         self._connect_s = connect_s
         parts = urlsplit(url)
         self.is_local = parts.scheme == "unix"
@@ -230,8 +232,6 @@ class Client:
         if body is not None:
             data = json.dumps(body).encode()
             headers["Content-Type"] = "application/json"
-        if self._token and not self.is_local:
-            headers["Authorization"] = f"Bearer {self._token}"
         answer = connection.ask(method, path, headers, data)
         if answer.status >= 400:
             raise self._problem(answer.status, answer.read())
@@ -262,7 +262,7 @@ class Client:
             return NotAllowed(
                 what=f"using {self._path}",
                 reason="the socket of sternad is for root only",
-                fix="Run the command with sudo, or use --host https://HOST with a token",
+                fix="Run the command with sudo, or --host HOST on a machine that this one trusts",
             )
         return DaemonUnreachable(url=self.url, reason=_reason(error))
 
@@ -278,19 +278,39 @@ class Client:
         """TLS over `sock`, to the right host: nothing is sent to any other."""
         import ssl  # noqa: PLC0415 - start-up time of those who do not need it
 
-        if self._certificate is None:
+        pins = self._pins()
+        if pins is None:
             context = ssl.create_default_context()
         else:  # the pin below is stricter than any name or authority
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         context.minimum_version = ssl.TLSVersion.TLSv1_3
-        pins = None if self._certificate is None else _pins(self._certificate)
+        if self._identity is not None:
+            try:
+                context.load_cert_chain(*self._identity)
+            except (OSError, ssl.SSLError) as error:
+                reason = f"cannot be shown to other hosts: {_reason(error)}"
+                raise BadConfig(path=self._identity[0], reason=reason) from error
         secured = context.wrap_socket(sock, server_hostname=self._host)
         if pins is not None and secured.getpeercert(binary_form=True) not in pins:
             secured.close()
-            raise HostNotTrusted(url=self.url, reason=f"it is not the one in {self._certificate}")
+            where = self._certificate or "what is known of it here"
+            raise HostNotTrusted(url=self.url, reason=f"it is not the one in {where}")
         return secured
+
+    def _pins(self) -> list[bytes] | None:
+        """The certificates that the host may show; None: the system's authorities decide."""
+        if self._certificate is None:
+            return _certificates(self._pem) if self._pem else None
+        try:
+            found = _certificates(self._certificate.read_text())
+        except (OSError, ValueError) as error:
+            reason = f"not a readable certificate: {error}"
+            raise BadConfig(path=self._certificate, reason=reason) from error
+        if not found:
+            raise BadConfig(path=self._certificate, reason="holds no certificate in PEM form")
+        return found
 
 
 def segment(name: str) -> str:
@@ -314,19 +334,11 @@ def _reason(error: Exception) -> str:
     return (text[:1].lower() + text[1:]) or type(error).__name__
 
 
-def _pins(file: Path) -> list[bytes]:
-    """The certificates in `file` as DER. Raises BadConfig if there is none."""
+def _certificates(text: str) -> list[bytes]:
+    """Those in `text` as DER. Raises ValueError."""
     import ssl  # noqa: PLC0415 - needed for HTTPS only
 
     begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
-    try:
-        text = file.read_text()
-        found = [
-            ssl.PEM_cert_to_DER_cert(begin + part.split(end)[0] + end)
-            for part in text.split(begin)[1:]
-        ]
-    except (OSError, ValueError) as error:
-        raise BadConfig(path=file, reason=f"not a readable certificate: {error}") from error
-    if not found:
-        raise BadConfig(path=file, reason="holds no certificate in PEM form")
-    return found
+    return [
+        ssl.PEM_cert_to_DER_cert(begin + part.split(end)[0] + end) for part in text.split(begin)[1:]
+    ]

@@ -21,6 +21,8 @@ from sterna.units import parse_size
 
 STRICT: dict[str, Any] = {"extra": "forbid"}
 DEFAULT_PATH = Path("/etc/sterna/sternad.toml")
+FORMER = ("token_file", "peers")  # how hosts trusted each other before they were paired
+FORMER_LISTEN = ("certificate", "key")
 Size = Annotated[int, BeforeValidator(parse_size)]
 
 
@@ -36,18 +38,6 @@ class Listen:
 
     address: str
     port: int = 7443
-    certificate: Path | None = None  # PEM; default: made by this host at first start
-    key: Path | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
-    """Another host: where it is, and the certificate that proves it is the one."""
-
-    __pydantic_config__ = STRICT
-
-    url: str  # https://ADDRESS:PORT
-    certificate: Path  # PEM of that host, `sterna host certificate` prints it there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +73,10 @@ class Config:
     name: str = field(default_factory=_short_hostname)
     state_dir: Path = Path("/var/lib/sterna")
     run_dir: Path = Path("/run/sterna")
-    token_file: Path = Path("/etc/sterna/token")  # shared by hosts that trust each other
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     listen: Listen | None = None
     qemu: QEMU = QEMU()
     migration: Migration = Migration()
-    peers: dict[str, Peer] = field(default_factory=dict)
 
     @property
     def socket(self) -> Path:
@@ -120,6 +108,7 @@ def load(path: Path) -> Config:
             continue
         _merge(merged, _read(file))
     where = ", ".join(str(file) for file in files if file.exists()) or str(path)
+    _refuse_former(merged, where)
     try:
         config: Config = TypeAdapter(Config).validate_python(merged)
     except BadSize as error:
@@ -135,6 +124,19 @@ def load(path: Path) -> Config:
         raise BadConfig(path=where, reason=reason) from error
     _check(config, where)
     return config
+
+
+def _refuse_former(merged: dict[str, Any], where: str) -> None:
+    """Hosts that shared a token must not go on as if nothing protected them less."""
+    listen = merged.get("listen")
+    given = [f"listen.{key}" for key in FORMER_LISTEN if isinstance(listen, dict) and key in listen]
+    found = [*(key for key in FORMER if key in merged), *given]
+    if found:
+        raise BadConfig(
+            path=where,
+            reason=f"{found[0]} is not used any more, hosts are paired now: remove it and start "
+            "sternad, then run `sterna host invite` here and what it prints on the other host",
+        )
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -165,8 +167,3 @@ def _check(config: Config, where: str) -> None:
                 ip_address(value)
             except ValueError as error:
                 raise BadConfig(path=where, reason=f"{key}: {error}") from error
-    if config.name in config.peers:
-        raise BadConfig(path=where, reason=f"peers.{config.name}: a host is not its own peer")
-    for name, peer in config.peers.items():
-        if not peer.url.startswith("https://"):
-            raise BadConfig(path=where, reason=f"peers.{name}.url: must begin with https://")

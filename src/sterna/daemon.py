@@ -38,6 +38,7 @@ from sterna.move.drain import Drains
 from sterna.move.engine import Moves
 from sterna.move.fleet import Fleet
 from sterna.move.incoming import Incoming
+from sterna.move.pairing import Pairing
 from sterna.move.peer import Peers
 from sterna.move.recovery import Recovery
 from sterna.move.resolve import Doubts
@@ -48,6 +49,7 @@ from sterna.operations.runner import Runner
 from sterna.port.service import Ports
 from sterna.qemu import capabilities, cpus
 from sterna.security import identity
+from sterna.security.trust import Trust
 from sterna.vms.drives import Drives
 from sterna.vms.inspection import Inspections
 from sterna.vms.launch import Launcher
@@ -75,7 +77,9 @@ class Daemon:
         )
         self.vms = VMs(settings, launcher, self.runner)
         self.vms.settings = lambda: self.settings.now
-        self.peers = Peers(settings)
+        own = identity.ensure(*_identity(settings))
+        self.trust = Trust(settings.state_dir / "peers", own)
+        self.peers = Peers(settings.name, self.trust)
         self.incoming = Incoming(self.vms, lambda: self.facts(with_switches=False))
         self.vms.is_draining = lambda: self.settings.now.draining
         self.checkpoints = Checkpoints(self.vms)
@@ -92,6 +96,7 @@ class Daemon:
         self.plugs = Plugs(self.vms)
         self.drives = Drives(self.vms)
         self.doubts = Doubts(self.vms, self.peers, self.incoming)
+        self.pairing = Pairing(settings, self.trust, self.peers, self.incoming, self.runner)
 
     async def facts(self, *, with_switches: bool = True) -> HostFacts:
         """This host at this moment. To look at the switches takes processes, so not for nothing."""
@@ -110,6 +115,7 @@ class Daemon:
                 ("pool", self.launcher.pools.damaged),
                 ("settings", self.settings.damaged),
                 ("drained VM", self.drains.damaged),
+                ("peer", self.trust.damaged),
             )
             for item in damaged
         ]
@@ -117,6 +123,7 @@ class Daemon:
             f"no address of this host is in its migration network {one}"
             for one in self.settings.lost
         ]
+        problems += self.trust.problems
         journal = self.runner.journal
         problems += [error.message for error in journal.damaged]
         if journal.problem:
@@ -203,6 +210,7 @@ class Daemon:
             doubts=self.doubts,
             several=self.several,
             drains=self.drains,
+            pairing=self.pairing,
         )
 
     async def hosts(self) -> list[dict[str, Any]]:
@@ -215,6 +223,7 @@ class Daemon:
             "version": __version__,
             "vms": sum(vm.is_here for vm in self.vms.all()),
             "draining": self.settings.now.draining,
+            "certificate_ends": identity.end_of(self.trust.own.pem).isoformat(),
         }
         peers = await asyncio.gather(*(self._peer_row(name) for name in self.peers.names))
         return [here, *peers]
@@ -222,11 +231,14 @@ class Daemon:
     async def _peer_row(self, name: str) -> dict[str, Any]:
         row: dict[str, Any] = {
             "name": name,
-            "url": self.config.peers[name].url,
+            "url": "",
             "version": "",
             "vms": None,
             "draining": False,
         }
+        if (record := self.trust.get(name)) is not None:
+            row["url"] = record.url
+            row["certificate_ends"] = identity.end_of(record.certificate).isoformat()
         try:
             async with asyncio.timeout(PEER_S):
                 facts = await self.peers.get(name).facts()
@@ -245,6 +257,11 @@ class Daemon:
     async def peer_facts(self, name: str) -> HostFacts:
         """Facts of this host or of a peer."""
         return await (self.facts() if name == self.config.name else self.peers.get(name).facts())
+
+
+def _identity(settings: Config) -> tuple[Path, str, str]:
+    address = settings.listen.address if settings.listen else ""
+    return settings.state_dir / "identity", settings.name, address
 
 
 async def _no_switches() -> tuple[tuple[SwitchFacts, ...], tuple[str, ...]]:
@@ -291,7 +308,7 @@ async def run(settings: Config) -> None:
     daemon = await assemble(settings)
     await daemon.start()
     try:
-        async with serve(build(daemon.services()), settings):
+        async with serve(build(daemon.services()), settings, daemon.trust):
             logger.info("sternad %s of host %s is ready", __version__, settings.name)
             await stop.wait()
             logger.info("stopping; guests run on")
@@ -327,9 +344,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="sternad", description="The daemon of a Sterna host: owns its VMs, serves the API."
     )
     parser.add_argument("--config", type=Path, default=config.DEFAULT_PATH, help="%(default)s")
-    parser.add_argument(
-        "--make-identity", action="store_true", help="make this host's key and certificate, and end"
-    )
     parser.add_argument("--version", action="version", version=__version__)
     return parser.parse_args(argv)
 
@@ -340,14 +354,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = config.load(arguments.config)
         log.setup(settings.log_level)
-        identity.ensure(
-            settings.state_dir / "identity",
-            settings.name,
-            settings.listen.address if settings.listen else "",
-        )
-        if not arguments.make_identity:
-            with only_one(settings):
-                asyncio.run(run(settings))
+        with only_one(settings):
+            asyncio.run(run(settings))
     except SternaError as error:
         print(f"sternad: {error.message}", file=sys.stderr)  # noqa: T201
         if error.advice:

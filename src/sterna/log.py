@@ -1,6 +1,6 @@
 """Log set-up: one line a record (time, level, logger, message) on stderr; never a secret.
 
-Tokens announced with `hide`, and whatever follows `Bearer`, are replaced before they are written.
+Tokens of invitations, private keys, and whatever follows `Bearer`, are replaced before they are written.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 HIDDEN = "***"
-MIN_SECRET = 6  # shorter ones would tear ordinary words to pieces
 _BEARER = re.compile(r"(?i)(bearer\s+)[^\s'\",)\]}]+")
+_TOKEN = re.compile(r"sterna1\.[A-Za-z0-9_-]+")
 _KEY = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.DOTALL
 )
@@ -24,23 +24,14 @@ _QUIET = (
     "qemu.qmp",
 )  # their everyday words are of no use to an administrator
 
-_secrets: set[str] = set()
-
-
-def hide(secret: str) -> None:
-    """From now on this text never appears in the log."""
-    if len(secret) >= MIN_SECRET:
-        _secrets.add(secret)
-
 
 class OneLine(logging.Formatter):
     """`2026-11-22T19:47:05.885Z WARNING sterna.operations.journal: text`, tracebacks joined by ` | `."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = _KEY.sub(HIDDEN, super().format(record))
+        text = _TOKEN.sub(HIDDEN, text)
         text = _BEARER.sub(rf"\1{HIDDEN}", text)
-        for secret in _secrets:
-            text = text.replace(secret, HIDDEN)
         return " | ".join(line for line in text.splitlines() if line.strip())
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802, ARG002 - logging's name

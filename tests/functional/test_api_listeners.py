@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
@@ -17,30 +18,44 @@ from sterna.api.listeners import HTTPS, listen
 from sterna.api.serve import serve
 from sterna.api.services import Services
 from sterna.config import Config, Listen
-from sterna.errors import BadConfig, ListenFailed
+from sterna.errors import ListenFailed
+from sterna.model.trust import PeerRecord
 from sterna.security import identity
+from sterna.security.trust import Trust
 
 pytestmark = pytest.mark.functional
 
-TOKEN = "a-token-of-thirty-two-characters"
+HUNG_UP = (ssl.SSLError, ConnectionError, IndexError)  # the last: nothing came that is an answer
 
 
 def bare_app():
     return build(Services(**{one.name: None for one in fields(Services)} | {"name": "alpha"}))
 
 
+def known(folder: Path, name: str) -> PeerRecord:
+    """A host of that name, with an identity in `folder`."""
+    own = identity.ensure(folder / name, name, "127.0.0.1")
+    return PeerRecord(name=name, url="https://127.0.0.1:7443", certificate=own.pem)
+
+
+def trust_of(folder: Path) -> Trust:
+    """What alpha trusts: beta, and nobody else."""
+    trust = Trust(folder / "peers", identity.ensure(folder / "identity", "alpha", "127.0.0.1"))
+    trust._store.write_now("beta", known(folder, "beta"))
+    return Trust(folder / "peers", trust.own)
+
+
 def https(folder: Path, port: int = 0) -> HTTPS:
-    own = identity.ensure(folder / "identity", "alpha", "127.0.0.1")
-    return HTTPS(
-        address="127.0.0.1", port=port, certificate=own.certificate, key=own.key, token=TOKEN
-    )
+    return HTTPS(address="127.0.0.1", port=port, trust=trust_of(folder))
 
 
-async def over_tls(folder: Path, port: int, headers=None, versions=None, path="/v1"):
+async def over_tls(folder: Path, port: int, *, who="beta", versions=None, path="/v1", headers=None):
     context = ssl.create_default_context(cafile=str(folder / "identity" / "certificate.pem"))
     if versions:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.maximum_version = versions
+    if who:
+        context.load_cert_chain(folder / who / "certificate.pem", folder / who / "key.pem")
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
     try:
         return await exchange((reader, writer), "GET", path, headers=headers)
@@ -99,50 +114,58 @@ async def test_a_socket_that_cannot_be_made_is_one_sentence(tmp_path):
 
 
 @in_loop
-async def test_https_asks_for_the_token_and_the_socket_does_not(tmp_path):
+async def test_https_asks_for_a_known_certificate_and_the_socket_does_not(tmp_path):
+    known(tmp_path, "gamma")
     async with an_api(tmp_path, https(tmp_path)) as api:
         assert (await api.ask("GET", "/v1"))[0] == 200
-        good = {"Authorization": f"Bearer {TOKEN}"}
-        assert (await over_tls(tmp_path, api.port, good))[0] == 200
-        for bad in (
-            {},
-            {"Authorization": ""},
-            {"Authorization": "Bearer"},
-            {"Authorization": "Bearer "},
-            {"Authorization": f"Basic {TOKEN}"},
-            {"Authorization": f"Bearer {TOKEN}x"},
-            {"Authorization": f"Bearer {TOKEN[:-1]}"},
-            {"Authorization": f"Bearer {TOKEN}\r\nAuthorization: Bearer other"},
-        ):
-            for path in ("/nothing", "/v1/events"):
-                status, headers, problem = await over_tls(tmp_path, api.port, bad, path=path)
-                assert (status, problem["code"]) == (401, "access.denied"), bad
-                assert headers["www-authenticate"] == "Bearer"
-                assert TOKEN not in str(problem)
+        assert (await over_tls(tmp_path, api.port))[0] == 200
+        for path in ("/nothing", "/v1/events", "/v1/pairing", "/v1/peer/paired"):
+            for headers in ({}, {"Authorization": "Bearer 0123456789abcdef"}):
+                status, _, problem = await over_tls(
+                    tmp_path, api.port, who="", path=path, headers=headers
+                )
+                assert (status, problem["code"]) == (401, "access.denied")
+        with pytest.raises(HUNG_UP):
+            await over_tls(tmp_path, api.port, who="gamma")
+
+
+@in_loop
+async def test_trust_that_ends_ends_a_connection_and_trust_that_begins_needs_no_new_listener(
+    tmp_path,
+):
+    wanted = https(tmp_path)
+    async with an_api(tmp_path, wanted) as api:
+        context = wanted.trust.client(
+            PeerRecord(name="alpha", url="https://127.0.0.1:1", certificate=wanted.trust.own.pem)
+        )
+        context.load_cert_chain(tmp_path / "beta/certificate.pem", tmp_path / "beta/key.pem")
+        reader, writer = await asyncio.open_connection("127.0.0.1", api.port, ssl=context)
+        writer.write(b"GET /v1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+        await wanted.trust.remove("beta")
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() != b"still here"  # it ends
+        await hang_up(writer)
+        with pytest.raises(HUNG_UP):
+            await over_tls(tmp_path, api.port)
+        await wanted.trust.put(known(tmp_path, "gamma"))
+        assert (await over_tls(tmp_path, api.port, who="gamma"))[0] == 200
 
 
 @in_loop
 async def test_the_configuration_says_where_it_listens(tmp_path):
-    token = tmp_path / "token"
-    token.write_text(f"{TOKEN}\n")
-    token.chmod(0o600)
     settings = Config(
         name="alpha",
         state_dir=tmp_path,
         run_dir=tmp_path,
-        token_file=token,
         listen=Listen(address="127.0.0.1", port=0),
     )
-    async with serve(bare_app(), settings) as listening:
+    trust = trust_of(tmp_path)
+    async with serve(bare_app(), settings, trust) as listening:
         assert listening.socket == tmp_path / "sternad.sock"
-        good = {"Authorization": f"Bearer {TOKEN}"}
-        answer = await over_tls(tmp_path, listening.port, good, path="/v1/openapi.json")
+        answer = await over_tls(tmp_path, listening.port, path="/v1/openapi.json")
         assert (answer[0], answer[2]["info"]["title"]) == (200, "Sterna")
-    token.chmod(0o644)
-    with pytest.raises(BadConfig, match="others can read"):
-        async with serve(bare_app(), settings):
-            pass
-    async with serve(bare_app(), replace(settings, listen=None)) as listening:
+    async with serve(bare_app(), replace(settings, listen=None), trust) as listening:
         assert listening.port == 0
 
 
@@ -174,8 +197,6 @@ async def test_an_application_without_a_listener_that_vouches_refuses_everything
     }  # fmt: skip
     await bare_app()(scope, receive, send)
     assert sent[0]["status"] == 403
-    with pytest.raises(ValueError, match="empty token"):
-        access.token_required(bare_app(), "")
 
 
 @in_loop
@@ -185,9 +206,10 @@ async def test_https_that_cannot_listen_leaves_no_socket_behind(tmp_path):
         with pytest.raises(ListenFailed, match=f"127.0.0.1 port {port}"):
             async with listen(bare_app(), tmp_path / "s.sock", https(tmp_path, port)):
                 pass
+    wanted = https(tmp_path)
     (tmp_path / "identity" / "key.pem").write_text("no key")
     with pytest.raises(ListenFailed, match="do not serve"):
-        async with listen(bare_app(), tmp_path / "s.sock", https(tmp_path)):
+        async with listen(bare_app(), tmp_path / "s.sock", wanted):
             pass
     assert list(tmp_path.glob("s.sock*")) == []
 

@@ -10,7 +10,7 @@ import pytest
 from sterna import checks
 from sterna.checks import plan, registry
 from sterna.checks.registry import BLOCKER, CHECKS, INFO, WARNING
-from sterna.errors import HostUnreachable, NotAllowed
+from sterna.errors import HostUnreachable, NotAllowed, NotMutual
 from sterna.model.check import Check
 from sterna.model.move import Approved
 
@@ -58,9 +58,12 @@ def unreachable(reason: str) -> HostUnreachable:
     [
         (unreachable("certificate has expired"), "trust.certificate-expired"),
         (unreachable("self-signed certificate (_ssl.c:992)"), "trust.certificate-other"),
-        (unreachable("IP address mismatch, certificate is not valid"), "trust.name"),
+        (NotMutual(peer="b", url="https://b"), "trust.not-mutual"),
         (unreachable("connection refused"), "host.unreachable"),
-        (NotAllowed(what="this", reason="its token is not this host's", fix="-"), "trust.token"),
+        (
+            NotAllowed(what="this", reason="its certificate is not known", fix="-"),
+            "trust.not-mutual",
+        ),
     ],
 )
 def test_an_error_that_ends_the_look_is_told_by_what_it_says(error, identity):

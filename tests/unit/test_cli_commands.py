@@ -168,7 +168,7 @@ def test_a_hosts_certificate_is_read_from_its_own_files(sterna, tmp_path, monkey
     (tmp_path / "sternad.toml").write_text(f'state_dir = "{tmp_path}/state"\n')
     missing = sterna("host", "certificate")
     assert missing.code == 2
-    assert "--make-identity" in missing.err
+    assert "when sternad starts" in missing.err
     (tmp_path / "state" / "identity").mkdir(parents=True)
     (tmp_path / "state" / "identity" / "certificate.pem").write_text("PEM\n")
     assert sterna("host", "certificate").out == "PEM\n"

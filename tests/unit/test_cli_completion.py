@@ -60,8 +60,12 @@ def test_the_host_given_before_is_the_one_that_is_asked(busy, monkeypatch):
     assert offers("vm", "show", "--host", busy.url, "d") == ["db"]
 
 
-def test_hosts_are_offered_from_the_configuration(sterna, tmp_path):
-    (tmp_path / "sternad.toml").write_text('[peers.hv-b]\nurl = "https://h"\n')
+def test_hosts_that_are_trusted_are_offered(sterna, tmp_path):
+    (tmp_path / "sternad.toml").write_text(f'state_dir = "{tmp_path}"\n')
+    (tmp_path / "peers").mkdir()
+    (tmp_path / "peers" / "hv-b.json").write_text(
+        '{"name": "hv-b", "url": "https://h:7443", "certificate": "-"}'
+    )
     assert offers("--host", "") == ["hv-b"]
     (tmp_path / "sternad.toml").write_text("not TOML")
     assert offers("--host", "") == []

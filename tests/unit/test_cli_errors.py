@@ -55,22 +55,17 @@ def test_a_socket_that_is_not_for_you_is_said_so(sternad, tmp_path):
     assert done.returncode == 5, done.stderr
     assert done.stderr.splitlines()[-2:] == [
         f"sterna: using {sternad.path} is not allowed: the socket of sternad is for root only",
-        "fix: Run the command with sudo, or use --host https://HOST with a token",
+        "fix: Run the command with sudo, or --host HOST on a machine that this one trusts",
     ]
 
 
 def test_an_unknown_host_is_said_with_the_known_ones(sterna, tmp_path):
-    (tmp_path / "sternad.toml").write_text(
-        '[peers.hv-b]\nurl = "https://127.0.0.1:1"\ncertificate = "/none"\n'
+    (tmp_path / "sternad.toml").write_text(f'state_dir = "{tmp_path}"\n')
+    (tmp_path / "peers").mkdir()
+    (tmp_path / "peers" / "hv-b.json").write_text(
+        '{"name": "hv-b", "url": "https://127.0.0.1:1", "certificate": "-"}'
     )
     two_lines(sterna("--host", "hv-x", "vm", "list"), 4, "a host called hv-x", "known hosts: hv-b")
-
-
-def test_a_token_that_cannot_be_read_is_named(sterna, tmp_path):
-    result = sterna(
-        "--host", "https://127.0.0.1:1", "--token-file", f"{tmp_path}/none", "vm", "list"
-    )
-    two_lines(result, 2, f"{tmp_path}/none: the token for https://127.0.0.1:1 cannot be read", "")
 
 
 def test_a_host_url_that_is_none_is_named(sterna):

@@ -17,14 +17,11 @@ from sterna.errors import (
     DaemonUnreachable,
     HostNotTrusted,
     HostUnreachable,
-    NotAllowed,
     RemoteError,
     Unreachable,
     VMNotFound,
 )
 from sterna.security import identity
-
-TOKEN = "0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +33,7 @@ def identities(tmp_path_factory):
 @pytest.fixture
 def remote(tmp_path, identities) -> Iterator[Standin]:
     own = identities[0]
-    daemon = Standin(tmp_path / "x", token=TOKEN, certificate=(own.certificate, own.key))
+    daemon = Standin(tmp_path / "x", certificate=(own.certificate, own.key))
     daemon.start()
     yield daemon
     daemon.close()
@@ -133,19 +130,27 @@ def test_a_change_without_an_answer_is_unknown_and_not_a_failure(answering):
     assert caught.value.exit_code == 9
 
 
-def test_a_pinned_host_is_reached_over_tls_with_the_token(remote, identities):
+def test_a_pinned_host_is_reached_over_tls(remote, identities):
     remote.add_vm("web")
-    client = Client(remote.url, token=TOKEN, certificate=identities[0].certificate)
+    client = Client(remote.url, certificate=identities[0].certificate)
     assert [vm["name"] for vm in client.get("/v1/vms")] == ["web"]
 
 
-def test_a_wrong_token_is_denied(remote, identities):
-    with pytest.raises(NotAllowed):
-        Client(remote.url, token="wrong", certificate=identities[0].certificate).get("/v1/vms")
+def test_a_known_host_is_reached_by_what_is_known_of_it(remote, identities):
+    both = f"{identities[1].pem}\n{identities[0].pem}"  # of now, and announced
+    assert Client(remote.url, pem=both).get("/v1/vms") == []
+    with pytest.raises(HostNotTrusted, match="what is known of it here"):
+        Client(remote.url, pem=identities[1].pem).get("/v1/vms")
 
 
-def test_another_hosts_certificate_is_noticed_before_the_token_is_sent(remote, identities):
-    client = Client(remote.url, token=TOKEN, certificate=identities[1].certificate)
+def test_a_key_that_cannot_be_shown_is_named(remote, identities, tmp_path):
+    odd = (identities[0].certificate, identities[1].key)
+    with pytest.raises(BadConfig, match="cannot be shown to other hosts"):
+        Client(remote.url, pem=identities[0].pem, identity=odd).get("/v1/vms")
+
+
+def test_another_hosts_certificate_is_noticed_before_anything_is_sent(remote, identities):
+    client = Client(remote.url, certificate=identities[1].certificate)
     with pytest.raises(HostNotTrusted, match="it is not the one in") as caught:
         client.get("/v1/vms")
     assert remote.requests == []
@@ -154,7 +159,7 @@ def test_another_hosts_certificate_is_noticed_before_the_token_is_sent(remote, i
 
 def test_without_a_pin_an_unknown_authority_is_not_trusted(remote):
     with pytest.raises(HostNotTrusted, match="self-signed"):
-        Client(remote.url, token=TOKEN).get("/v1/vms")
+        Client(remote.url).get("/v1/vms")
     assert remote.requests == []
 
 

@@ -32,7 +32,6 @@ def test_nothing_listens_on_a_network_by_default(load):
     got = load("")
     assert got.listen is None
     assert got.migration_address == ""
-    assert got.peers == {}
     assert got.name
     assert got.socket == Path("/run/sterna/sternad.sock")
 
@@ -52,9 +51,6 @@ def test_everything_can_be_set(load):
         [qemu]
         accel = "tcg"
         arguments = ["-L", "/opt/qemu"]
-        [peers.hv-b]
-        url = "https://192.0.2.2:7443"
-        certificate = "/etc/sterna/peers/hv-b.pem"
         """
     )
     assert got.name == "hv-a"
@@ -62,7 +58,6 @@ def test_everything_can_be_set(load):
     assert got.migration_address == "198.51.100.1"
     assert got.migration.reserve_memory == 1 << 30
     assert got.qemu.arguments == ("-L", "/opt/qemu")
-    assert got.peers["hv-b"].certificate == Path("/etc/sterna/peers/hv-b.pem")
 
 
 def test_moves_arrive_where_the_listener_is_unless_said_otherwise(load):
@@ -82,13 +77,13 @@ def test_files_of_conf_d_are_merged_by_key_and_the_last_wins(load):
     [
         ('nmae = "x"', "unknown key 'nmae'"),
         ('[qemu]\nacel = "kvm"', "unknown key 'qemu.acel'"),
-        ("[peers.b]\nurl = 'https://192.0.2.2'", "peers.b.certificate"),
+        ("[peers.b]\nurl = 'https://192.0.2.2'", "peers is not used any more"),
+        ('token_file = "/etc/sterna/token"', "sterna host invite"),
+        ('[listen]\naddress = "192.0.2.1"\nkey = "/k"', "listen.key is not used any more"),
         ('[qemu]\naccel = "hvf"', "qemu.accel"),
         ('[listen]\naddress = "the office"', "listen.address"),
         ('[migration]\naddress = "300.1.1.1"', "migration.address"),
         ('[migration]\nreserve_memory = "-1GiB"', "'-1GiB' is not a size"),
-        ('name = "a"\n[peers.a]\nurl="https://192.0.2.2"\ncertificate="/c"', "not its own peer"),
-        ('[peers.b]\nurl="http://192.0.2.2"\ncertificate="/c"', "must begin with https://"),
         ("name = ", "not valid TOML"),
     ],
 )

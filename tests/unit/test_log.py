@@ -15,7 +15,6 @@ def written():
     yield stream
     root.setLevel(level)
     root.handlers[:] = handlers
-    log._secrets.clear()
 
 
 def test_a_record_is_one_line_with_time_level_and_logger(written):
@@ -35,12 +34,11 @@ def test_a_traceback_stays_on_the_line_of_its_record(written):
 
 
 def test_secrets_never_appear(written):
-    log.hide("correct-horse-battery")
     logger = logging.getLogger("sterna.test")
-    logger.info("token correct-horse-battery given")
+    logger.info("token sterna1.WyJjb3JyZWN0-horse_ given")
     logger.info("headers {'authorization': 'Bearer abc.def-123', 'x': 1}")
     logger.info("-----BEGIN PRIVATE KEY-----\nMIIabc\n-----END PRIVATE KEY-----")
-    logger.error("failed", exc_info=ValueError("correct-horse-battery"))
+    logger.error("failed", exc_info=ValueError("sterna1.WyJhorse"))
     text = written.getvalue()
     for secret in ("horse", "abc.def", "MIIabc"):
         assert secret not in text
@@ -56,9 +54,3 @@ def test_levels_hold_and_a_second_setup_replaces_the_first(written):
     logging.getLogger("uvicorn.error").info("no")
     assert written.getvalue() == ""
     assert again.getvalue().endswith("WARNING sterna.test: yes\n")
-
-
-def test_a_short_secret_does_not_tear_words(written):
-    log.hide("a")
-    logging.getLogger("sterna.test").info("a banana")
-    assert "a banana" in written.getvalue()

@@ -71,7 +71,7 @@ def find(words: list[str]) -> tuple[click.Command, list[str]]:
 
 
 def drop_shared(words: list[str]) -> list[str]:
-    while words[:1] in (["--host"], ["-o"], ["--token-file"], ["--certificate"]):
+    while words[:1] in (["--host"], ["-o"], ["--certificate"]):
         words = words[2:]
     return words
 

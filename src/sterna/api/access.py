@@ -1,17 +1,17 @@
 """Who may ask, and how much at once: pure ASGI, around everything else.
 
-Promises: a request is trusted because of the listener it came in by, or because of its token; an
-application that nobody put behind `trusted` or `token_required` refuses everything. A body is
+Promises: a request is trusted because of the listener it came in by, or because of the certificate that
+its connection has shown; an application that nobody put behind `trusted` or `certificate_required`
+refuses everything. A body is
 whole, small and quick, or the routes never see it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,7 +23,14 @@ log = logging.getLogger(__name__)
 
 MAX_BODY = 4 << 20  # bytes; a large spec has 100 kB, the UEFI variables of a move 720 kB
 BODY_S = 30.0  # for all of it, from the first byte of the headers
-ACCESS = "access"  # key of scope["state"]: "local" or "token"
+BODY_JOIN_S = 5.0  # of somebody whom nobody knows
+MAX_JOIN = 32 << 10  # bytes; a certificate and a few names
+ACCESS = "access"  # key of scope["state"]: "local", "peer", "guest" or "nobody"
+CALLER = "caller"  # the name of the peer
+CERTIFICATE = "certificate"  # fingerprint of what the connection has shown; empty: nothing
+LIMIT = "limit"  # bytes of the body, if fewer than for all
+JOIN = ("POST", "/v1/pairing")
+JOINED = ("POST", "/v1/peer/paired")
 
 
 def trusted(app: ASGIApp) -> ASGIApp:
@@ -36,25 +43,40 @@ def trusted(app: ASGIApp) -> ASGIApp:
     return serve
 
 
-def token_required(app: ASGIApp, token: str) -> ASGIApp:
-    """For a listener that others can reach: `Authorization: Bearer TOKEN`, compared in equal time."""
-    if not token:
-        raise ValueError("an empty token would let everybody in")
-    wanted = token.encode()
+class Trusting(Protocol):
+    """Who is at the other end, by the fingerprint of the certificate that was shown."""
+
+    async def seen(self, fingerprint: str) -> Any: ...
+
+
+def certificate_required(app: ASGIApp, trust: Trusting) -> ASGIApp:
+    """For a listener that others can reach: who asks is known by the certificate of the connection.
+
+    A host that joins has one door before it is known (JOIN), and one while it is a guest (JOINED).
+    """
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        given = _bearer(scope)
-        if given is None or not hmac.compare_digest(given, wanted):
-            reason = "it carries no token" if given is None else "its token is not this host's"
+        state = _state(scope)
+        shown = state.get(CERTIFICATE, "")
+        caller = await trust.seen(shown) if shown else None
+        asked = (scope.get("method"), scope.get("path"))
+        if not shown and asked == JOIN:
+            state[ACCESS], state[LIMIT] = "nobody", MAX_JOIN
+        elif caller is not None and caller.is_guest and asked == JOINED:
+            state[ACCESS], state[LIMIT] = "guest", MAX_JOIN
+        elif caller is not None and not caller.is_guest:
+            state[ACCESS] = "peer"
+            state[CALLER] = caller.name
+        else:
+            reason = "its certificate is not known" if shown else "it shows no certificate"
             error = NotAllowed(
                 what="this request",
                 reason=reason,
-                fix="Give the token of this host: sterna --token-file FILE (its token_file)",
+                fix="Pair the two hosts: sterna host invite on one, sterna host join on the other",
             )
             log.warning("%s: %s", _client(scope), error.message)
             await _refuse(error, scope, receive, send, status=401)
             return
-        _state(scope)[ACCESS] = "token"
         await app(scope, receive, send)
 
     return serve
@@ -88,24 +110,27 @@ class Gate:
 
 
 async def _body(scope: Scope, receive: Receive) -> bytes | None:
+    is_small = LIMIT in _state(scope)
+    limit: int = _state(scope).get(LIMIT, MAX_BODY)
+    within_s = BODY_JOIN_S if is_small else BODY_S
     length = _header(scope, b"content-length")
-    if length is not None and length.isdigit() and int(length) > MAX_BODY:
-        raise TooLarge(limit=MAX_BODY)
+    if length is not None and length.isdigit() and int(length) > limit:
+        raise TooLarge(limit=limit)
     pieces, size = [], 0  # joined once: growing one buffer costs more than all the rest
     try:
-        async with asyncio.timeout(BODY_S):
+        async with asyncio.timeout(within_s):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     return None
                 pieces.append(message.get("body", b""))
                 size += len(pieces[-1])
-                if size > MAX_BODY:
-                    raise TooLarge(limit=MAX_BODY)
+                if size > limit:
+                    raise TooLarge(limit=limit)
                 if not message.get("more_body", False):
                     return b"".join(pieces)
     except TimeoutError as error:
-        raise TooSlow(seconds=BODY_S) from error
+        raise TooSlow(seconds=within_s) from error
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -135,8 +160,6 @@ async def _refuse(
 ) -> None:
     # The connection ends: a body that nobody will read may still be on its way.
     headers = {"Connection": "close"}
-    if status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
     await answer(error, headers, status)(scope, receive, send)
 
 
@@ -148,11 +171,6 @@ def _state(scope: Scope) -> MutableMapping[str, Any]:
 def _header(scope: Scope, name: bytes) -> bytes | None:
     found = [value for key, value in scope["headers"] if key == name]
     return found[0] if len(found) == 1 else None
-
-
-def _bearer(scope: Scope) -> bytes | None:
-    kind, _, token = (_header(scope, b"authorization") or b"").partition(b" ")
-    return token.strip() if kind.lower() == b"bearer" and token.strip() else None
 
 
 def _client(scope: Scope) -> str:

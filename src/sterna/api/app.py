@@ -20,12 +20,13 @@ from sterna.api.routes import (
     root,
     several,
     switches,
+    trust,
     vms,
 )
 from sterna.api.services import Services
 from sterna.api.views import Problem
 
-PUBLIC = (root, vms, several, checkpoints, switches, pools, disks, port, operations, events)
+PUBLIC = (root, trust, vms, several, checkpoints, switches, pools, disks, port, operations, events)
 SCHEMA = "/v1/openapi.json"
 DESCRIPTION = (
     "Hosts, VMs and moves. Long work is an operation: 202, Location, then /v1/operations/{id}. "
@@ -54,6 +55,7 @@ def build(services: Services) -> FastAPI:
     for module in PUBLIC:
         app.include_router(module.router)
     app.include_router(peer.router, tags=["peer"], include_in_schema=False)
+    app.include_router(trust.between, include_in_schema=False)
     problems.install(app)
     app.add_middleware(Gate)
     return app

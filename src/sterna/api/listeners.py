@@ -1,7 +1,8 @@
 """Listeners: the daemon's Unix socket for local root, and HTTPS for other hosts and remote users.
 
 Promises: the Unix socket has mode 0600 from its first instant, and replaces only a dead one; HTTPS is
-TLS 1.3 and asks every request for the token; leaving `listen` ends streams, lets requests under way
+TLS 1.3 and knows callers by the certificates that they show; a connection ends when its certificate
+is not trusted any more; leaving `listen` ends streams, lets requests under way
 end within GRACE_S, and leaves no socket behind.
 """
 
@@ -24,9 +25,11 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sterna import clock
-from sterna.api.access import token_required, trusted
+from sterna.api.access import CERTIFICATE, certificate_required, trusted
 from sterna.api.events import ABORT
 from sterna.errors import ListenFailed
+from sterna.security import identity
+from sterna.security.trust import Trust
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +45,11 @@ MAX_SOCKET_PATH = 107  # bytes, sun_path of unix(7)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HTTPS:
-    """The listener for others; `certificate` and `key` are PEM files."""
+    """The listener for others, and whom it trusts."""
 
     address: str
     port: int
-    certificate: Path
-    key: Path
-    token: str
+    trust: Trust
     more: tuple[str, ...] = ()  # addresses of migration networks, where files of moves arrive
 
 
@@ -75,7 +76,8 @@ async def listen(app: FastAPI, path: Path, https: HTTPS | None = None) -> AsyncI
             for address in dict.fromkeys((https.address, *https.more)):
                 remote = stack.enter_context(_tcp_socket(address, port))
                 port = remote.getsockname()[1]
-                listeners.append((remote, _Server(token_required(app, https.token), tls)))
+                listeners.append((remote, _Server(certificate_required(app, https.trust), tls)))
+            https.trust.follow(lambda: _hang_up(https.trust, [server for _, server in listeners]))
         async with asyncio.TaskGroup() as group:
             for listener, server in listeners:
                 group.create_task(server.serve(sockets=[listener]), name="listener")
@@ -92,12 +94,26 @@ async def listen(app: FastAPI, path: Path, https: HTTPS | None = None) -> AsyncI
         raise failure
 
 
+def _hang_up(trust: Trust, servers: list[_Server]) -> None:
+    """End the connections of those who are not trusted any more, with all that is on them."""
+    for server in servers:
+        for connection in list(server.server_state.connections):
+            shown = getattr(connection, "shown", "")
+            if shown and trust.who(shown) is None:
+                connection.transport.abort()
+
+
 class _Connection(H11Protocol):
     """Lets routes drop a connection that does not read, and drops one that says nothing."""
 
+    shown = ""  # fingerprint of the client's certificate
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.app_state = {**self.app_state, ABORT: transport.abort}
+        tls = transport.get_extra_info("ssl_object")
+        certificate = tls.getpeercert(binary_form=True) if tls is not None else None
+        self.shown = identity.fingerprint_of(certificate) if certificate else ""
+        self.app_state = {**self.app_state, ABORT: transport.abort, CERTIFICATE: self.shown}
         self._silence = self.loop.call_later(FIRST_REQUEST_S, self._still_silent)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -240,15 +256,12 @@ def _tcp_socket(address: str, port: int) -> Any:
 
 
 def _tls(https: HTTPS) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.set_alpn_protocols(["http/1.1"])
     try:
-        context.load_cert_chain(https.certificate, https.key)
+        return https.trust.listener()
     except (OSError, ssl.SSLError) as error:
+        own = https.trust.own
         raise ListenFailed(
             where=f"{https.address} port {https.port}",
-            reason=f"{https.certificate} and {https.key} do not serve: {error}",
-            fix="Correct certificate and key in [listen] of sternad's configuration",
+            reason=f"{own.certificate} and {own.key} do not serve: {error}",
+            fix="Move both files away: sternad makes new ones, and peers must be paired again",
         ) from error
-    return context

@@ -7,31 +7,25 @@ from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
 
-from sterna import log
 from sterna.api.listeners import HTTPS, Listening, listen
 from sterna.config import Config
-from sterna.security import identity
+from sterna.security.trust import Trust
 
 
 @contextlib.asynccontextmanager
-async def serve(app: FastAPI, settings: Config) -> AsyncIterator[Listening]:
-    """Serve while the context lasts. Raises ListenFailed, or BadConfig for the token."""
-    async with listen(app, settings.socket, _https(settings)) as listening:
+async def serve(app: FastAPI, settings: Config, trust: Trust) -> AsyncIterator[Listening]:
+    """Serve while the context lasts. Raises ListenFailed."""
+    async with listen(app, settings.socket, _https(settings, trust)) as listening:
         yield listening
 
 
-def _https(settings: Config) -> HTTPS | None:
+def _https(settings: Config, trust: Trust) -> HTTPS | None:
     wanted = settings.listen
     if wanted is None:
         return None
-    own = identity.ensure(settings.state_dir / "identity", settings.name, wanted.address)
-    token = identity.read_token(settings.token_file)
-    log.hide(token)
     return HTTPS(
         address=wanted.address,
         port=wanted.port,
-        certificate=wanted.certificate or own.certificate,
-        key=wanted.key or own.key,
-        token=token,
+        trust=trust,
         more=settings.migration_addresses,
     )

@@ -175,6 +175,7 @@ class Services:
     doubts: Any = None  # a Doubts
     several: Any = None  # a Several
     drains: Any = None  # a Drains
+    pairing: Any = None  # a Pairing
 
 
 def _services(request: Request) -> Services:

@@ -33,9 +33,39 @@ class HostView(View):
     url: str
     state: Literal["this", "up", "down"]
     reason: str = Field(description="Why it is down")
+    certificate_ends: str = Field(
+        "", description="When nobody trusts it any more, unless it rotates"
+    )
     version: str
     vms: int | None
     draining: bool = Field(False, description="It is being emptied: it takes and starts no VM")
+
+
+class PeerView(View):
+    name: str
+    url: str
+    fingerprint: str = Field(description="SHA-256 of its certificate")
+    ends: str = Field(description="When its certificate does")
+    since: str
+
+
+class InvitationView(View):
+    token: str = Field(description="A secret; it is shown once")
+    name: str
+    url: str
+    fingerprint: str
+    expires: str
+
+
+class DistrustView(View):
+    operations: list[str] = Field(description="Moves that are ended by it")
+
+
+class RotationView(View):
+    fingerprint: str
+    ends: str
+    told: list[str]
+    not_told: list[str]
 
 
 class ProcessView(View):

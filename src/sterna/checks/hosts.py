@@ -24,9 +24,8 @@ def same(q: Question) -> Iterator[Finding]:
 def name(q: Question) -> Iterator[Finding]:
     if q.wishes.target != q.target.name:
         yield Finding(
-            f"{q.wishes.target} of the configuration of {q.source.name} calls itself "
-            f"{q.target.name}",
-            f"Call it {q.target.name} in [peers] of {q.source.name} and restart sternad",
+            f"{q.wishes.target}, as {q.source.name} knows it, calls itself {q.target.name} now",
+            f"Pair them again: sterna host distrust {q.wishes.target}, and a new invitation",
         )
 
 

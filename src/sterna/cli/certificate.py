@@ -11,10 +11,8 @@ import click
 
 from sterna.cli.command import Settings
 from sterna.cli.output import document
-from sterna.cli.target import daemon_file, daemon_settings
+from sterna.cli.target import STATE_DIR, daemon_settings
 from sterna.errors import BadConfig, NotAllowed
-
-STATE_DIR = "/var/lib/sterna"
 
 
 def show_own(settings: Settings) -> None:
@@ -25,9 +23,7 @@ def show_own(settings: Settings) -> None:
             click.get_current_context(),
         )
     daemon = daemon_settings()
-    listen = daemon.get("listen")
-    given = listen.get("certificate") if isinstance(listen, dict) else None
-    file = Path(given or Path(daemon.get("state_dir", STATE_DIR)) / "identity" / "certificate.pem")
+    file = Path(daemon.get("state_dir", STATE_DIR)) / "identity" / "certificate.pem"
     try:
         pem = file.read_text()
     except PermissionError as error:
@@ -37,8 +33,7 @@ def show_own(settings: Settings) -> None:
     except OSError as error:
         raise BadConfig(
             path=file,
-            reason="this machine has no certificate yet; it is made when sternad starts, or by: "
-            f"sternad --config {daemon_file()} --make-identity",
+            reason="this machine has no certificate yet; it is made when sternad starts",
         ) from error
     if settings.is_json:
         document({"path": str(file), "certificate": pem})

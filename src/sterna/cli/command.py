@@ -22,7 +22,6 @@ class Settings:
 
     def __init__(self) -> None:
         self.host = ""
-        self.token_file = ""
         self.certificate = ""
         self.output = "table"
 
@@ -35,7 +34,7 @@ class Settings:
         from sterna.cli.target import client  # noqa: PLC0415 - start-up time
 
         host = self.host or os.environ.get("STERNA_HOST", "")
-        return client(host, self.token_file, self.certificate, connect_s)
+        return client(host, self.certificate, connect_s)
 
 
 def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
@@ -69,13 +68,6 @@ def shared_options() -> list[click.Option]:
             help="Host to talk to: a known name, https://HOST:PORT or unix:///PATH. "
             "Default: $STERNA_HOST, else this machine.",
             shell_complete=_hosts,
-            **keep,
-        ),
-        click.Option(
-            ["--token-file"],
-            type=click.Path(),
-            metavar="FILE",
-            help="Token that the host wants over HTTPS. Default: $STERNA_TOKEN_FILE.",
             **keep,
         ),
         click.Option(

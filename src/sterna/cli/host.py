@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
-from sterna.cli import complete, values
+from sterna.cli import complete, trust, values
 from sterna.cli.baseline import baseline
 from sterna.cli.command import Settings, command, group
 from sterna.cli.drain import drain, resume
 
+SOON_DAYS = 30  # as the check trust.certificate-ends
 ON_OFF = click.Choice(["on", "off"])
 
 host = group(
@@ -19,11 +20,14 @@ host = group(
     "sterna host list",
     "sterna host show host-b",
     "sterna host drain host-b",
-    "sterna host certificate > host-a.pem",
+    "sterna host invite",
+    "sterna host join TOKEN",
 )
 host.add_command(baseline)
 host.add_command(drain)
 host.add_command(resume)
+for _command in trust.COMMANDS:
+    host.add_command(_command)
 
 
 @command(host, "list", "sterna host list", "sterna host list -o json")
@@ -37,10 +41,23 @@ def list_(settings: Settings) -> None:
         document(hosts)
         return
     rows = [
-        (h["name"], _state(h), h.get("url"), h.get("version"), h.get("vms"), h.get("reason"))
+        (h["name"], _state(h), h.get("url"), h.get("version"), h.get("vms"), _reason(h))
         for h in hosts
     ]
     table(("NAME", "STATE", "URL", "VERSION", "VMS", "REASON"), rows, right=(4,))
+
+
+def _reason(row: dict[str, Any]) -> str:
+    """Why it is down, or what its certificate needs soon."""
+    ends = row.get("certificate_ends")
+    if row.get("reason") or not ends:
+        return str(row.get("reason") or "")
+    from datetime import UTC, datetime  # noqa: PLC0415 - start-up time
+
+    left = (datetime.fromisoformat(str(ends)) - datetime.now(UTC)).days
+    if left >= SOON_DAYS:
+        return ""
+    return f"its certificate ends in {max(0, left)} days: sterna host rotate, there"
 
 
 @command(host, "show", "sterna host show", "sterna host show host-b -o json")
@@ -81,7 +98,7 @@ def show(settings: Settings, name: str | None) -> None:
     host,
     "certificate",
     "sterna host certificate > host-a.pem",
-    "ssh host-b sterna host certificate > /etc/sterna/host-b.pem",
+    "ssh host-b sterna host certificate | openssl x509 -noout -fingerprint -sha256",
 )
 @click.pass_obj
 def certificate(settings: Settings) -> None:

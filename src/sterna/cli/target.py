@@ -1,12 +1,13 @@
-"""Which daemon a command talks to, and with which token and certificate.
+"""Which daemon a command talks to, and by which certificates the two know each other.
 
-A host is a URL, or a name in the configuration: `~/.config/sterna/hosts.toml` of the user, then
-`[peers]` of this machine's sternad. Nothing given means this machine's own daemon. What is not
-needed is not read, so that commands work for users who may not read sternad's files.
+A host is a URL, or a name: in `~/.config/sterna/hosts.toml` of the user, or of a host that this
+machine's sternad trusts. Nothing given means this machine's own daemon. Over HTTPS a command speaks
+with this machine's own key, which root alone can read. What is not needed is not read.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from sterna.client import CONNECT_S, DEFAULT_SOCKET, Client
 from sterna.errors import BadConfig, HostUnknown, NotAllowed
 
 CONFIG = Path("/etc/sterna/sternad.toml")
+STATE_DIR = "/var/lib/sterna"
 
 
-def client(host: str, token_file: str, certificate: str, connect_s: float | None) -> Client:
+def client(host: str, certificate: str, connect_s: float | None) -> Client:
     """A client of `host`: a URL, a known name, or empty for this machine.
 
-    Raises HostUnknown for a name that is nowhere, BadConfig for a file that cannot be used.
+    Raises HostUnknown for a name that is nowhere, BadConfig for a file that cannot be used,
+    NotAllowed for a user who may not speak for this machine.
     """
     timeout = CONNECT_S if connect_s is None else connect_s
     if not host:
@@ -31,14 +34,14 @@ def client(host: str, token_file: str, certificate: str, connect_s: float | None
         return Client(host, connect_s=timeout)
     entry = {"url": host} if "://" in host else _entry(host)
     url = str(entry.get("url", ""))
-    token_path = token_file or os.environ.get("STERNA_TOKEN_FILE", "") or entry.get("token_file")
-    pinned = certificate or entry.get("certificate")
     if url.startswith("unix://"):
         return Client(url, connect_s=timeout)
+    pinned = certificate or entry.get("certificate")
     return Client(
         url,
-        token=_token(str(token_path), url) if token_path else "",
-        certificate=Path(pinned) if pinned else None,
+        certificate=Path(str(pinned)) if pinned else None,
+        pem="" if pinned else str(entry.get("pem", "")),
+        identity=_identity() if url.startswith("https://") else None,
         connect_s=timeout,
     )
 
@@ -59,10 +62,32 @@ def daemon_settings() -> dict[str, Any]:
 
 
 def _entry(name: str) -> dict[str, Any]:
-    peers = _user() | {key: value for key, value in _peers().items() if key not in _user()}
+    user = _user()
+    peers = user if name in user else {**_peers(), **user}
     if name not in peers:
         raise HostUnknown(host="this machine", peer=name, known=", ".join(sorted(peers)) or "none")
     return peers[name]
+
+
+def _state() -> Path:
+    return Path(str(_daemon().get("state_dir", STATE_DIR)))
+
+
+def _identity() -> tuple[Path, Path] | None:
+    """Certificate and key of this machine; None if it has none."""
+    folder = _state() / "identity"
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    try:
+        key.open("rb").close()
+    except PermissionError as error:
+        raise NotAllowed(
+            what=f"reading {key}",
+            reason="permission denied",
+            fix="Run the command with sudo: it speaks to other hosts as this machine",
+        ) from error
+    except OSError:
+        return None
+    return certificate, key
 
 
 def _user() -> dict[str, dict[str, Any]]:
@@ -72,20 +97,20 @@ def _user() -> dict[str, dict[str, Any]]:
 
 
 def _peers() -> dict[str, dict[str, Any]]:
-    daemon = _daemon()
-    token_file = daemon.get("token_file", "/etc/sterna/token")
-    peers = daemon.get("peers")
-    if not isinstance(peers, dict):
-        return {}
-    return {
-        key: {"token_file": token_file, **value}
-        for key, value in peers.items()
-        if isinstance(value, dict)
-    }
+    """The hosts that this machine's sternad trusts, as far as they can be read."""
+    found = {}
+    try:
+        for file in sorted((_state() / "peers").glob("*.json")):
+            record = json.loads(file.read_text())
+            pem = "\n".join(str(record.get(key) or "") for key in ("certificate", "next"))
+            found[str(record["name"])] = {"url": str(record["url"]), "pem": pem}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return found  # not for us to read, or damaged: sternad says so
+    return found
 
 
 def _daemon() -> dict[str, Any]:
-    """Top-level keys and peers, as sternad itself merges its files."""
+    """Top-level keys, as sternad itself merges its files."""
     file = daemon_file()
     merged: dict[str, Any] = {}
     for path in [file, *sorted((file.parent / "conf.d").glob("*.toml"))]:
@@ -111,22 +136,3 @@ def _read(file: Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise BadConfig(path=file, reason=f"not valid TOML: {error}") from error
-
-
-def _token(path: str, url: str) -> str:
-    try:
-        token = Path(path).read_text().strip()
-    except PermissionError as error:
-        raise NotAllowed(
-            what=f"reading the token in {path}",
-            reason="permission denied",
-            fix="Run the command with sudo, or give a token of your own with --token-file",
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise BadConfig(
-            path=path, reason=f"the token for {url} cannot be read: {reason}"
-        ) from error
-    if not token.isascii() or not token.isprintable():
-        raise BadConfig(path=path, reason="a token is one line of plain characters")
-    return token

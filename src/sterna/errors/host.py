@@ -8,7 +8,7 @@ from sterna.errors.family import Denied, NotFound, Refused, Unknown, Unreachable
 class HostUnknown(NotFound):
     code = "host.unknown"
     text = "{host} does not know a host called {peer}"
-    hint = "Add it to the [peers] of sternad's configuration; known hosts: {known}"
+    hint = "Pair it: sterna host invite there, sterna host join here; known hosts: {known}"
 
 
 class PeerOutdated(Refused):

@@ -24,7 +24,6 @@ from sterna.lab import netns
 from sterna.lab.links import MIGRATIONS, Network, host_address
 from sterna.lab.processes import Process, identify
 from sterna.lab.record import Record
-from sterna.security import identity
 
 PORT = 7443
 SHARED_POOL = "shared"
@@ -72,10 +71,9 @@ class Host:
         return process if process.is_alive else None
 
     def prepare(self) -> None:
-        """Make its folder and identity. The configuration needs those of all hosts: `configure`."""
+        """Make its folder."""
         for name in ("state", "run", "pool"):
             (self.folder / name).mkdir(parents=True, mode=0o700)
-        identity.ensure(self.folder / "state" / "identity", self.name, self.address)
 
     def configure(self) -> None:
         self.config.write_text(self._toml())
@@ -87,6 +85,11 @@ class Host:
         shared = self._lab.folder / "shared"
         client.post("/v1/pools", {"name": SHARED_POOL, "path": str(shared), "shared": True})
         client.post("/v1/pools", {"name": LOCAL_POOL, "path": str(self.folder / "pool")})
+
+    def pair(self, other: Host) -> None:
+        """Let this host and `other` trust each other, by the API as users do it."""
+        invitation = other.client.post("/v1/invitations", {})
+        self.client.post("/v1/peers", {"token": invitation["token"]})
 
     def start(self) -> None:
         """Start the daemon; `ready` waits for it."""
@@ -186,17 +189,11 @@ class Host:
                 "name": self.name,
                 "state_dir": str(self.folder / "state"),
                 "run_dir": str(self.folder / "run"),
-                "token_file": str(lab.folder / "token"),
             },
             "listen": {"address": self.address, "port": PORT},
             "migration": {"address": self.migration_address, "grace": GRACE_S, **migration},
             "qemu": {"accel": lab.accel, "probe_kernel": lab.probe_kernel},
         }
-        for index, peer in enumerate(lab.hosts):
-            if peer != self.name:
-                certificate = lab.folder / peer / "state/identity/certificate.pem"
-                url = f"https://{host_address(Network.MANAGEMENT, index)}:{PORT}"
-                tables[f"peers.{peer}"] = {"url": url, "certificate": str(certificate)}
         return "\n".join(
             "\n".join([f"[{table}]" if table else "", *(f"{k} = {json.dumps(v)}" for k, v in keys.items())])
             for table, keys in tables.items()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -140,15 +139,15 @@ def _make(wanted: Wanted, names: tuple[str, ...], guest: GuestImage, say: Say) -
     for host in lab.hosts:
         host.wait_ready()
         host.declare()
+    for number, host in enumerate(lab.hosts):
+        for other in lab.hosts[:number]:
+            host.pair(other)
     return lab
 
 
 def _furnish(lab: Lab) -> None:
-    """Folders, token, identities and configurations."""
+    """Folders and configurations."""
     (lab.folder / "shared").mkdir(mode=0o700)
-    token = lab.folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32) + "\n")
     for host in lab.hosts:
         host.prepare()
     for host in lab.hosts:

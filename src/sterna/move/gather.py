@@ -5,21 +5,18 @@ Each takes a moment and changes nothing: a proof that was made in a pool is remo
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from sterna.checks.facts import CertificateFacts, GuestFacts, Proof
-from sterna.config import Config
+from sterna.checks.facts import GuestFacts, Proof
 from sterna.errors import SternaError
 from sterna.host.registry import Pools
 from sterna.model.host import HostFacts, Pool
 from sterna.model.reservation import Look
 from sterna.move.peer import Peer
-from sterna.security import identity
 from sterna.vms.machine import VM
 
 
@@ -95,20 +92,3 @@ async def seen(
         for pool, token in made.items():
             with contextlib.suppress(OSError, SternaError):
                 await pools.remove_proof(pool, token)
-
-
-async def certificates(config: Config, target: str) -> tuple[CertificateFacts, ...]:
-    """Those by which the two hosts know each other. What cannot be read is left out."""
-    paths = {config.name: config.state_dir / "identity" / "certificate.pem"}
-    if target in config.peers:
-        paths[target] = config.peers[target].certificate
-
-    def look() -> tuple[CertificateFacts, ...]:
-        found = []
-        for host, path in paths.items():
-            with contextlib.suppress(OSError, ValueError):
-                left = identity.end_of(path) - datetime.now(UTC)
-                found.append(CertificateFacts(host=host, days_left=left.total_seconds() / 86400))
-        return tuple(found)
-
-    return await asyncio.to_thread(look)

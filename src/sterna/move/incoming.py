@@ -67,7 +67,7 @@ class Incoming:
     def __init__(self, vms: VMs, gather: Callable[[], Awaitable[HostFacts]]) -> None:
         self._vms = vms
         self.parts = Parts(vms.launcher.pools, host=vms.config.name)
-        self._berth = Berth(vms, self.parts, self._undecided)
+        self._berth = Berth(vms, self.parts, self.undecided)
         self._gather = gather
         self._probes = Probes(lambda: vms.migration_addresses)
         self.on_arrival: Callable[[VM], None] = lambda _: None  # when a VM is ours and runs
@@ -92,10 +92,11 @@ class Incoming:
     @property
     def under_way(self) -> dict[str, int]:
         """How many VMs are coming, by the names of `Moving`."""
-        live = sum(one.live for one in self._undecided())
-        return {"hither_live": live, "hither_off": len(self._undecided()) - live}
+        live = sum(one.live for one in self.undecided())
+        return {"hither_live": live, "hither_off": len(self.undecided()) - live}
 
-    def _undecided(self) -> list[Reservation]:
+    def undecided(self) -> list[Reservation]:
+        """What is on its way here."""
         arrivals = list(self._arrivals.values())  # at once: asked for by a thread
         return [one.reservation for one in arrivals if not one.decided.is_set()]
 
@@ -238,7 +239,7 @@ class Incoming:
         settings, live = self._vms.settings(), reservation.live
         if not settings.inbound or settings.draining:
             return  # which is said with the other problems; nobody waits for it
-        here = sum(one.live is live for one in self._undecided())
+        here = sum(one.live is live for one in self.undecided())
         free = (settings.live_moves if live else settings.storage_moves) - here
         if place := self._turns[live].place(reservation.operation, free):
             raise TargetBusy(waits=slots.waits(here, place, f"to {self.host}"))
@@ -443,6 +444,11 @@ class Incoming:
         for operation, arrival in list(self._arrivals.items()):
             if arrival.vm is vm and not arrival.decided.is_set():
                 await self.refuse(operation, reason)
+
+    def source_of(self, operation: str) -> str:
+        """The host that asked for that reservation; empty if there is none."""
+        arrival = self._arrivals.get(operation)
+        return arrival.reservation.source if arrival else ""
 
     async def refuse_asked(
         self, operation: str, vm_id: str, epoch: int, reason: str

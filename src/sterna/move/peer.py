@@ -1,4 +1,5 @@
-"""The other host of a move, over HTTPS: its certificate pinned, one warm connection kept.
+"""The other host of a move, over HTTPS: both show the certificate that the other knows; one warm
+connection is kept.
 
 Every failure is told apart by what it means for a handover: `HostUnreachable.delivered` is False
 only when the request has certainly not reached the peer.
@@ -6,16 +7,17 @@ only when the request has certainly not reached the peer.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import ssl
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import httpx2
 
-from sterna.config import Config
 from sterna.errors import (
     HostUnknown,
     HostUnreachable,
     NoSuchPath,
+    NotMutual,
     PeerOutdated,
     SternaError,
     from_problem,
@@ -37,8 +39,9 @@ from sterna.model.reservation import (
     ReservationStatus,
     Take,
 )
+from sterna.model.trust import PeerRecord
 from sterna.model.vm import OwnershipState, RunState
-from sterna.security import identity
+from sterna.security.trust import Trust
 from sterna.units import KIB
 
 ANSWER_S = 5.0  # a daemon that is well answers in milliseconds
@@ -62,10 +65,39 @@ class Peer:
         self._http = http
         self._bulk = bulk or http  # connections of files, which questions must not wait for
         self._bulk_url = httpx2.URL(url)
+        self._is_gone = False
+        self._stranger: Callable[[], ssl.SSLContext] | None = None  # to it, as nobody
+
+    def use(self, url: str, http: httpx2.AsyncClient, bulk: httpx2.AsyncClient) -> None:
+        """Ask through these from now on; what is under way ends on the old ones."""
+        if url != self.url:
+            self.url, self._bulk_url = url, httpx2.URL(url)
+        self._http, self._bulk = http, bulk
+
+    def may_ask_as_nobody(self, context: Callable[[], ssl.SSLContext]) -> None:
+        """How to find out whether it is this host alone that it does not answer."""
+        self._stranger = context
+
+    def leave(self) -> None:
+        """Nothing is sent to it any more: it is not trusted."""
+        self._is_gone = True
+
+    async def hello(self) -> None:
+        """Show it our certificate."""
+        await self._ask("GET", "/v1")
+
+    async def announce(self, certificate: str) -> None:
+        """Tell it the certificate that this host will show."""
+        await self._ask("POST", "/v1/peer/certificate", {"certificate": certificate})
 
     async def facts(self) -> HostFacts:
         """What that host has. Files go to the address that it names for moves from then on."""
-        found = await self._ask("GET", "/v1/host")
+        try:
+            found = await self._ask("GET", "/v1/host")
+        except HostUnreachable as error:
+            if await self._hangs_up_on_us(error):
+                raise NotMutual(peer=self.name, url=self.url) from error
+            raise
         facts = edge.parse(HostFacts, found, f"facts of {self.name}")
         allowed = facts.migration_addresses or (facts.migration_address,)
         if facts.migration_address and self._bulk_url.host not in allowed:
@@ -76,6 +108,17 @@ class Peer:
         """Files go to the first of these from now on, if there is one."""
         for address in addresses[:1]:
             self._bulk_url = httpx2.URL(self.url).copy_with(host=address)
+
+    async def _hangs_up_on_us(self, error: HostUnreachable) -> bool:
+        """Whether it would talk to others: in TLS a certificate that is not known ends all."""
+        if self._stranger is None or not isinstance(error.__cause__, httpx2.RemoteProtocolError):
+            return False
+        try:
+            async with httpx2.AsyncClient(verify=self._stranger(), trust_env=False) as http:
+                answer = await http.get(f"{self.url}/v1", timeout=PROBE_S)
+        except (httpx2.HTTPError, OSError):
+            return False
+        return answer.status_code == httpx2.codes.UNAUTHORIZED
 
     async def check(self, question: Reservation) -> tuple[Check, ...]:
         """What would make it refuse that reservation now; nothing is reserved."""
@@ -210,28 +253,35 @@ class Peer:
         return self._json(await self._send(self._http, method, path, timeout_s, json=body))
 
     async def _send_bulk(self, method: str, path: str, **body: Any) -> httpx2.Response:
-        """Over the migration network, to a host whose certificate names its other address."""
-        named = {"sni_hostname": httpx2.URL(self.url).host}
+        """Over the migration network."""
         where = str(self._bulk_url.copy_with(path="")).rstrip("/") + path
-        return await self._send(self._bulk, method, where, CHUNK_S, extensions=named, **body)
+        return await self._send(self._bulk, method, where, CHUNK_S, **body)
 
     async def _send(
         self, http: httpx2.AsyncClient, method: str, path: str, timeout_s: float, **body: Any
     ) -> httpx2.Response:
+        if self._is_gone:
+            raise self._silent("it is not trusted any more", delivered=False)
         try:
             response = await http.request(method, path, timeout=timeout_s, **body)
         except (httpx2.HTTPError, OSError) as error:
-            unreachable = HostUnreachable(
-                peer=self.name, url=self.url, reason=str(error) or type(error).__name__
-            )
-            unreachable.delivered = not isinstance(error, _NOT_DELIVERED)
-            raise unreachable from error
+            delivered = not isinstance(error, _NOT_DELIVERED)
+            raise self._silent(words_of(error), delivered=delivered) from error
+        except RuntimeError as error:  # closed under the request
+            if not self._is_gone:
+                raise
+            raise self._silent("it is not trusted any more", delivered=True) from error
         if response.is_error:
-            problem = _problem(response)
+            problem = problem_of(response)
             if problem.get("code") == NoSuchPath.code:
                 raise PeerOutdated(peer=self.name, call=f"{method} {response.url.path}")
             raise from_problem(problem)
         return response
+
+    def _silent(self, reason: str, *, delivered: bool) -> HostUnreachable:
+        error = HostUnreachable(peer=self.name, url=self.url, reason=reason)
+        error.delivered = delivered
+        return error
 
     def _json(self, response: httpx2.Response) -> Any:
         try:
@@ -242,7 +292,8 @@ class Peer:
             ) from error
 
 
-def _problem(response: httpx2.Response) -> dict[str, Any]:
+def problem_of(response: httpx2.Response) -> dict[str, Any]:
+    """The problem body that it answered with, or one that says that there is none."""
     try:
         body = response.json()
     except ValueError:
@@ -252,42 +303,71 @@ def _problem(response: httpx2.Response) -> dict[str, Any]:
     return {"title": f"HTTP status {response.status_code} without a reason", "code": "internal"}
 
 
-class Peers:
-    """The hosts that the configuration names."""
+def words_of(error: Exception) -> str:
+    """Why a request failed."""
+    return str(error) or type(error).__name__
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+
+class Peers:
+    """The hosts that this one trusts, each with its warm connections."""
+
+    def __init__(self, host: str, trust: Trust) -> None:
+        self._host = host
+        self.trust = trust
         self._open: dict[str, Peer] = {}
-        self._clients: list[httpx2.AsyncClient] = []
+        self._used: dict[str, tuple[httpx2.AsyncClient, httpx2.AsyncClient]] = {}
+        self._made_of: dict[str, tuple[PeerRecord, int]] = {}
+        self._retired: list[httpx2.AsyncClient] = []  # requests under way may be on them
+        self._gone: list[httpx2.AsyncClient] = []
+        trust.follow(self._follow)
 
     @property
     def names(self) -> list[str]:
-        return sorted(self._config.peers)
+        return self.trust.names
 
     def get(self, name: str) -> Peer:
-        """The peer of that name. Raises HostUnknown, BadConfig."""
+        """The peer of that name. Raises HostUnknown."""
         if name not in self._open:
-            entry = self._config.peers.get(name)
-            if entry is None:
-                raise HostUnknown(
-                    host=self._config.name, peer=name, known=", ".join(self.names) or "none"
-                )
-            token = identity.read_token(self._config.token_file)
-            clients = [
-                httpx2.AsyncClient(
-                    base_url=entry.url,
-                    verify=identity.peer_context(entry.certificate),
-                    headers={"Authorization": f"Bearer {token}"},
-                    trust_env=False,
-                    limits=httpx2.Limits(max_connections=8, keepalive_expiry=60),
-                )
-                for _ in range(2)
-            ]
-            self._clients += clients
-            self._open[name] = Peer(name, entry.url, *clients)
+            record = self.trust.get(name)
+            if record is None:
+                raise HostUnknown(host=self._host, peer=name, known=", ".join(self.names) or "none")
+            peer = Peer(name, record.url, *self._clients(record))
+            peer.may_ask_as_nobody(lambda: self.trust.stranger(name))
+            self._open[name] = peer
         return self._open[name]
+
+    def _clients(self, record: PeerRecord) -> tuple[httpx2.AsyncClient, httpx2.AsyncClient]:
+        def client() -> httpx2.AsyncClient:
+            return httpx2.AsyncClient(
+                base_url=record.url,
+                verify=self.trust.client(record),
+                trust_env=False,
+                limits=httpx2.Limits(max_connections=8, keepalive_expiry=60),
+            )
+
+        self._used[record.name] = made = client(), client()
+        self._made_of[record.name] = record, self.trust.generation
+        return made
+
+    def _follow(self) -> None:
+        """The trust has changed: certificates, addresses, or who is trusted at all."""
+        for name, peer in list(self._open.items()):
+            record = self.trust.get(name)
+            if record is None:
+                peer.leave()
+                self._gone += self._used.pop(name)
+                del self._open[name]
+            elif self._made_of[name] != (record, self.trust.generation):
+                self._retired += self._used.pop(name)
+                peer.use(record.url, *self._clients(record))
+
+    async def hang_up(self) -> None:
+        """Close the connections to hosts that are not trusted any more, with all that is on them."""
+        while self._gone:
+            await self._gone.pop().aclose()
 
     async def close(self) -> None:
         """Close all connections."""
-        for client in self._clients:
+        await self.hang_up()
+        for client in (*self._retired, *(one for pair in self._used.values() for one in pair)):
             await client.aclose()

@@ -191,11 +191,10 @@ class Preflight:
         config, pools = self._vms.config, self._vms.launcher.pools
         wishes = _filled(wishes, self._vms.settings())
         peer = None if wishes.target == config.name else self._peers.get(wishes.target)
-        here, there, link, certificates = await asyncio.gather(  # each takes a moment
+        here, there, link = await asyncio.gather(  # each takes a moment
             self._here(vm, doing) if known is None else _given(known),
             _facts(peer),
             self._link(vm, peer) if known is None else _given(LinkFacts()),
-            gather.certificates(config, wishes.target),
         )
         source = here.source
         target, ahead = there or (source, 0.0)
@@ -221,7 +220,7 @@ class Preflight:
             proofs=seen.proofs,
             files=seen.files,
             joinable=seen.joinable,
-            certificates=certificates,
+            certificates=self._peers.trust.certificates(config.name, wishes.target),
             users=users(vm, self._vms, travel.leaving),
         )
         found = [*here.damage, *registry.run(question)]

@@ -1,22 +1,57 @@
-"""What hosts say to each other about a move. Only over HTTPS with the shared token, or as root."""
+"""What hosts say to each other about a move.
+
+A host speaks for itself only: a reservation names the host that asks for it, and nobody else can
+act on it. Local root may do all.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Request, Response
+from fastapi import APIRouter, Body, Depends, Request, Response
 
-from sterna.errors import BadSpec
+from sterna.api.access import CALLER
+from sterna.errors import BadSpec, NotAllowed
 from sterna.model import edge
 from sterna.model.reservation import GIVEN_UP, Look, Rejoin, Reservation, Take
 
-router = APIRouter(prefix="/v1/peer", tags=["peer"])
+
+def _caller(request: Request) -> str:
+    """The peer that asks; empty: local root."""
+    return str(getattr(request.state, CALLER, ""))
+
+
+def _require_own(request: Request) -> None:
+    """The reservation in the path is the caller's, if there is one."""
+    operation = request.path_params.get("operation")
+    if operation is None or not (caller := _caller(request)):
+        return
+    source = request.app.state.services.incoming.source_of(operation)
+    if source not in ("", caller):
+        raise _not_its_own(caller, source)
+
+
+def _require_source(request: Request, source: str) -> None:
+    if (caller := _caller(request)) and source != caller:
+        raise _not_its_own(caller, source)
+
+
+def _not_its_own(caller: str, source: str) -> NotAllowed:
+    return NotAllowed(
+        what=f"this for {caller}",
+        reason=f"the reservation is that of {source}",
+        fix="Ask from the host itself; after a change of its name, pair it again",
+    )
+
+
+router = APIRouter(prefix="/v1/peer", tags=["peer"], dependencies=[Depends(_require_own)])
 
 
 @router.post("/checks")
 async def check(request: Request, body: Annotated[dict[str, Any], Body()]) -> list[dict[str, Any]]:
     """What would make this host refuse such a reservation; nothing is reserved."""
     question = edge.parse(Reservation, body, "reservation")
+    _require_source(request, question.source)
     found = await request.app.state.services.incoming.check(question)
     return [dict(edge.dump(one)) for one in found]
 
@@ -40,6 +75,7 @@ async def reserve(request: Request, body: Annotated[dict[str, Any], Body()]) -> 
     reservation = edge.parse(Reservation, body, "reservation")
     if not reservation.operation:
         raise BadSpec(where="reservation", reason="operation is empty")
+    _require_source(request, reservation.source)
     answer = await request.app.state.services.incoming.reserve(reservation)
     return dict(edge.dump(answer))
 
