@@ -16,6 +16,8 @@ from sterna.lab.lab import Lab, Wanted, leftovers, remove, up
 from sterna.lab.links import CLIENT, Network
 
 MakeLab = Callable[..., Lab]
+# Below a host's state: what a test may have changed, beside VMs.
+RECORDS = ("switches", "pools", "settings", "kept", "ports", "drain", "peers", "identity")
 
 
 @pytest.fixture
@@ -120,7 +122,7 @@ def _look(lab: Lab) -> dict[str, object]:
     seen: dict[str, object] = {"shared": _files(lab.folder / "shared")}
     for host in lab.hosts:
         state = host.folder / "state"
-        records = [host.config, *_files(state, "switches", "pools", "settings", "kept", "ports")]
+        records = [host.config, *_files(state, *RECORDS)]
         links = subprocess.run(
             host.command(["ip", "-brief", "address"]), capture_output=True, text=True, check=True
         )

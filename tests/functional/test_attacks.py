@@ -19,8 +19,6 @@ from namespaces import Namespace
 
 from api_rig import hang_up
 from checking import Administrator, make
-from conftest import _new_name, _removed, _wanted
-from sterna.lab.lab import up
 from sterna.security import identity, invitation
 
 pytestmark = pytest.mark.functional
@@ -129,12 +127,11 @@ class Attacker:
 
 
 @pytest.fixture(scope="module")
-def lab():
-    name = _new_name()
-    made = up(_wanted(name=name))
+def lab(lab_keeper):
+    made = lab_keeper.lab()
     make(made.hosts[0])
     yield made
-    assert _removed(name) == []
+    lab_keeper.clean()
 
 
 @pytest.fixture

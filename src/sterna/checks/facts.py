@@ -39,6 +39,7 @@ class LinkFacts:
 
     rate: float | None = None  # bytes/s that it carries now; None: not measured
     ways: tuple[Way, ...] = ()  # what was tried, for each address of the target; empty: nothing
+    is_busy: bool = False  # the target is asked by too many others: nothing could be tried
     addresses: tuple[str, ...] = ()  # of the target, those that both hosts allow, in their order
     clock_ahead_s: float = 0.0  # the target's clock, certainly; negative: behind
 

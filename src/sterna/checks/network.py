@@ -184,6 +184,15 @@ def _closed(q: Question, state: WayState) -> Iterator[Way]:
     return (way for way in ways if way.state == state)
 
 
+@check("network.not-tried", WARNING, "The way to the target could be tried")
+def not_tried(q: Question) -> Iterator[Finding]:
+    if q.link.is_busy:
+        yield Finding(
+            f"whether {q.target.name} can be connected to was not tried: too many others ask it now",
+            "Check again in a moment",
+        )
+
+
 @check("network.blocked", BLOCKER, "No firewall is in the way of the migration network")
 def blocked(q: Question) -> Iterator[Finding]:
     for way in _closed(q, "blocked"):

@@ -147,7 +147,7 @@ def _mend(settings: Settings, found: list[dict[str, Any]]) -> bool:
     from sterna.cli.main import sterna  # noqa: PLC0415
     from sterna.cli.output import note  # noqa: PLC0415
 
-    commands = dict.fromkeys(one["command"] for one in found if one["is_safe"])
+    commands = dict.fromkeys(one["command"] for one in found if one["is_safe"] and one["command"])
     for command in commands:
         note(f"+ {command}")
         arguments = split(command)[1:]

@@ -101,7 +101,8 @@ class Probe:
     """Where a source may send what it likes for a moment, to see how fast the link is."""
 
     address: str = ""
-    port: int = 0  # 0: not now
+    port: int = 0  # 0: none
+    is_busy: bool = False  # with others who ask: not now
     endpoints: tuple[Endpoint, ...] = ()  # of all its migration addresses, that one included
     lacking: tuple[str, ...] = ()  # migration addresses that it is to have and has not
     token: str = field(default="", repr=False)  # hexadecimal, sent first

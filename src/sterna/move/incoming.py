@@ -103,9 +103,8 @@ class Incoming:
     async def probe(self) -> Probe:
         """Await a source that wants to know how fast the link is."""
         probe, work = await self._probes.open()
-        if probe is None or work is None:
-            return Probe()
-        self._vms.runner.background(work, "swallow what measures the link")
+        if work is not None:
+            self._vms.runner.background(work, "swallow what measures the link")
         return probe
 
     # ---- reserve ---------------------------------------------------------------------------

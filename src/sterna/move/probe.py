@@ -33,7 +33,7 @@ from sterna.move.peer import Peer
 WARM_S = 0.02  # TCP's slow start, and what the queues on the way swallow at once
 MEASURE_S = 0.08
 OPEN_S = 3.0  # a source comes at once or never
-MAX_OPEN = 4  # at a time
+MAX_OPEN = 4  # at a time; who comes then waits for as long as one may be open
 CONNECT_S = 1.0
 TOKEN_BYTES = 16
 PIECE = 256 << 10
@@ -48,13 +48,34 @@ class Probes:
 
     def __init__(self, addresses: Callable[[], Sequence[str]]) -> None:
         self._addresses = addresses
-        self._open = 0
+        self._places = asyncio.Semaphore(MAX_OPEN)
 
-    async def open(self) -> tuple[Probe | None, Coroutine[Any, Any, None] | None]:
-        """Where to send to, and the work that must be run to receive it. None: not now."""
+    async def open(self) -> tuple[Probe, Coroutine[Any, Any, None] | None]:
+        """Where to send to, and the work that must be run to receive it, if there is any."""
         addresses = self._addresses()
-        if not addresses or self._open >= MAX_OPEN:
-            return None, None
+        if not addresses:
+            return Probe(), None
+        try:
+            async with asyncio.timeout(OPEN_S):
+                await self._places.acquire()
+        except TimeoutError:
+            return Probe(is_busy=True), None
+        servers: list[asyncio.Server] = []
+        try:
+            return await self._listen(addresses, servers)
+        except BaseException:
+            self._leave(servers)
+            raise
+
+    def _leave(self, servers: Sequence[asyncio.Server]) -> None:
+        for server in servers:
+            server.close()
+        self._places.release()
+
+    async def _listen(
+        self, addresses: Sequence[str], servers: list[asyncio.Server]
+    ) -> tuple[Probe, Coroutine[Any, Any, None]]:
+        """With a place, which the work gives back."""
         token = secrets.token_bytes(TOKEN_BYTES)
         came = asyncio.Event()
 
@@ -71,7 +92,6 @@ class Probes:
             finally:
                 writer.close()
 
-        servers: list[asyncio.Server] = []
         lacking: list[str] = []
         for address in addresses:
             try:
@@ -79,7 +99,6 @@ class Probes:
             except OSError as error:
                 log.warning("moves cannot arrive at %s: %s", address, error.strerror)
                 lacking.append(address)
-        self._open += 1
 
         async def close() -> None:
             try:
@@ -87,9 +106,7 @@ class Probes:
                     async with asyncio.timeout(OPEN_S):
                         await came.wait()
             finally:
-                self._open -= 1
-                for server in servers:
-                    server.close()
+                self._leave(servers)
 
         ends = [server.sockets[0].getsockname() for server in servers]
         endpoints = tuple(Endpoint(address=end[0], port=end[1]) for end in ends)
@@ -115,6 +132,8 @@ async def look(peer: Peer, *, is_live: bool, networks: Sequence[str] = ()) -> Li
     except (SternaError, ValueError) as error:
         log.debug("the link to %s was not measured: %s", peer.name, error)
         return LinkFacts()
+    if probe.is_busy:
+        return LinkFacts(is_busy=True)
     absent = [
         Way(address=address, port=0, state="absent", reason=f"{peer.name} does not have it")
         for address in probe.lacking
@@ -122,6 +141,8 @@ async def look(peer: Peer, *, is_live: bool, networks: Sequence[str] = ()) -> Li
     api = urlsplit(peer.url).port
     ends = [one if is_live or api is None else replace(one, port=api) for one in probe.endpoints]
     tried = await asyncio.gather(*(asyncio.to_thread(_try, end) for end in ends))
+    if not is_live:  # nothing is measured then: others need not wait for it
+        await asyncio.to_thread(_let_go, probe)
     ways = [way for way, _ in tried]
     links = {way.address: link for way, link in tried if link is not None}
     addresses = usable(ways, (), networks)
@@ -173,8 +194,22 @@ def _try(end: Endpoint) -> tuple[Way, socket.socket | None]:
         is_there = isinstance(error, ConnectionRefusedError) or ping.answers(end.address, CONNECT_S)
         reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
         return replace(way, state="blocked" if is_there else "unreachable", reason=reason), None
-    rtt_ms = round(tcpinfo.read(link).rtt_us / 1000, 2)
-    return replace(way, local=str(link.getsockname()[0]), rtt_ms=rtt_ms), link
+    try:
+        rtt_ms = round(tcpinfo.read(link).rtt_us / 1000, 2)
+        return replace(way, local=str(link.getsockname()[0]), rtt_ms=rtt_ms), link
+    except OSError as error:  # it has broken meanwhile
+        link.close()
+        return replace(way, state="blocked", reason=error.strerror or str(error)), None
+
+
+def _let_go(probe: Probe) -> None:
+    """Tell the target that nothing will be sent; else it notices after OPEN_S."""
+    for end in probe.endpoints[:1]:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((end.address, end.port), CONNECT_S) as link,
+        ):
+            link.sendall(bytes.fromhex(probe.token))
 
 
 def _measure(link: socket.socket, probe: Probe) -> float | None:
