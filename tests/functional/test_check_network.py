@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -12,6 +13,7 @@ from moving import traveller, wait_until
 from sterna.errors import NotFound
 from sterna.lab.links import Network
 from sterna.lab.vm import Load
+from sterna.move.probe import MAX_OPEN
 
 pytestmark = pytest.mark.functional
 
@@ -70,6 +72,18 @@ def test_a_missing_switch_is_made_like_the_one_here(lab, admin):
     there.client.delete("/v1/switches/lan")
     found = must_be_found_and_mended(admin, there, "network.switch-missing")
     assert found["command"].endswith("switch create lan --uplink data0")
+
+
+def test_a_target_that_many_ask_at_once_is_not_called_well(lab, admin):
+    here, there = lab.hosts
+    make(here)
+    with ThreadPoolExecutor(3 * MAX_OPEN) as crowd:
+        asked = [crowd.submit(there.client.post, "/v1/peer/probes") for _ in range(3 * MAX_OPEN)]
+        wait_until(lambda: sum(one.done() for one in asked) >= MAX_OPEN, "the first are in")
+        (found,) = admin.check("tern", there)["findings"]
+        assert (found["id"], found["severity"]) == ("network.not-tried", "warning")
+    wait_until(lambda: admin.check("tern", there)["findings"] == [], "it is asked by nobody else")
+    admin.moves("tern", there)
 
 
 def test_a_switch_of_another_type_is_found(lab, admin):

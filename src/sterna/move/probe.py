@@ -33,7 +33,8 @@ from sterna.move.peer import Peer
 WARM_S = 0.02  # TCP's slow start, and what the queues on the way swallow at once
 MEASURE_S = 0.08
 OPEN_S = 3.0  # a source comes at once or never
-MAX_OPEN = 4  # at a time; who comes then waits for as long as one may be open
+MAX_OPEN = 4  # at a time
+PLACE_S = 1.0  # that who comes then waits for a place
 CONNECT_S = 1.0
 TOKEN_BYTES = 16
 PIECE = 256 << 10
@@ -56,7 +57,7 @@ class Probes:
         if not addresses:
             return Probe(), None
         try:
-            async with asyncio.timeout(OPEN_S):
+            async with asyncio.timeout(PLACE_S):
                 await self._places.acquire()
         except TimeoutError:
             return Probe(is_busy=True), None
