@@ -198,7 +198,15 @@ def median(moves: list[dict[str, Any]]) -> dict[str, Any]:
         row[key] = round(statistics.median(move[key] for move in moves), 1)
     ratios = [m["work_during_mb_s"] / m["work_before_mb_s"] for m in moves if m["work_before_mb_s"]]
     row["work_ratio"] = round(statistics.median(ratios), 3) if ratios else None
+    for key, name in (("total_s", "forecast_total_percent"), ("pause_ms", "forecast_pause_ms")):
+        errors = [told[key]["error"] for move in finished if (told := _forecast(move))]
+        row[name] = round(statistics.median(errors), 1) if errors else None
     return row
+
+
+def _forecast(move: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Of one of ours: what was expected, what it was, and the error."""
+    return move.get("report", {}).get("forecast") or {}
 
 
 def line(move: dict[str, Any]) -> str:
@@ -230,6 +238,10 @@ def show(case: Case, rows: Rows) -> None:
         print(f"{way:<22}{''.join(cells)}{row['bytes_wire'] / 1e6:>9.1f}"
               f"{row['work_before_mb_s']:>13.0f}{row['work_during_mb_s']:>8.0f}"
               f"{row['finished']:>4}/{row['runs']}", flush=True)  # fmt: skip
+    for way, row in rows.items():
+        if row["forecast_total_percent"] is not None:
+            print(f"{way}: total {row['forecast_total_percent']:+.0f} % off its forecast, "
+                  f"pause {row['forecast_pause_ms']:+.0f} ms")  # fmt: skip
 
 
 def cases_of(options: argparse.Namespace) -> list[Case]:

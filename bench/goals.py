@@ -22,6 +22,7 @@ GUESTS = {
 }
 LINKS = {"1gbit": "1gbit", "100mbit": "100mbit", "unshaped": None}
 FELT = 1.2  # x the felt pause of the best peer
+FORECAST_PERCENT, FORECAST_MS = 25, 50  # that a total, and a pause, may be off what was forecast
 COMPRESSING = {"qemu-multifd-zstd"}
 
 
@@ -117,6 +118,14 @@ def judge(
             ratio = ours["bytes_wire"] / qemu["bytes_wire"]
             goal = case.wire_of_qemu
             found[f"bytes on the wire {ratio:.3f} x QEMU's, at most {goal:g}"] = ratio <= goal
+    if (percent := ours["forecast_total_percent"]) is not None:
+        found[f"total {percent:+.0f} % off its forecast, at most {FORECAST_PERCENT} %"] = (
+            abs(percent) <= FORECAST_PERCENT
+        )
+    if (ms := ours["forecast_pause_ms"]) is not None:
+        found[f"pause {ms:+.0f} ms off its forecast, at most {FORECAST_MS} ms"] = (
+            abs(ms) <= FORECAST_MS
+        )
     if case.work and ours["work_ratio"] is not None:
         ratio = ours["work_ratio"]
         found[f"work during the move {ratio:.2f} x before, at least {case.work:g}"] = (
