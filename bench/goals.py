@@ -90,18 +90,7 @@ def judge(
     done = {p: r for p, r in rows.items() if p in peers and r["finished"] == r["runs"]}
     found = {}
     if done:
-        name = min(done, key=lambda peer: done[peer]["total_s"])
-        best = done[name]
-        if case.total:
-            ratio = ours["total_s"] / best["total_s"]
-            found[f"total {ratio:.2f} x {name}'s, at most {case.total:g}"] = ratio <= case.total
-        plain = {p: r for p, r in done.items() if p not in COMPRESSING}
-        if case.total_of_plain and plain:
-            other = min(plain, key=lambda peer: plain[peer]["total_s"])
-            ratio, goal = ours["total_s"] / plain[other]["total_s"], case.total_of_plain
-            found[f"total {ratio:.2f} x {other}'s, at most {goal:g}"] = ratio <= goal
-        ratio = ours["felt_ms"] / best["felt_ms"]
-        found[f"felt pause {ratio:.2f} x {name}'s, at most {FELT}"] = ratio <= FELT
+        found |= _beside(case, ours, done)
     # A pause that no peer kept either is not reachable here: the first look at all pages of an
     # emulated guest takes longer. Then the switch from host to host counts.
     is_reachable = not done or any(row["felt_ms"] <= case.felt_ms for row in done.values())
@@ -110,25 +99,55 @@ def judge(
     )
     found[f"{words} {ours[key]:.0f} ms, at most {case.felt_ms:g}"] = ours[key] <= case.felt_ms
     if qemu := rows.get("qemu"):
-        if case.total_of_qemu:
-            ratio = ours["total_s"] / (qemu["total_s"] or case.deadline_s)
-            goal = case.total_of_qemu
-            found[f"total {ratio:.3f} x QEMU's, at most {goal:.3f}"] = ratio <= goal
-        if case.wire_of_qemu:
-            ratio = ours["bytes_wire"] / qemu["bytes_wire"]
-            goal = case.wire_of_qemu
-            found[f"bytes on the wire {ratio:.3f} x QEMU's, at most {goal:g}"] = ratio <= goal
-    if (percent := ours["forecast_total_percent"]) is not None:
-        found[f"total {percent:+.0f} % off its forecast, at most {FORECAST_PERCENT} %"] = (
-            abs(percent) <= FORECAST_PERCENT
-        )
-    if (ms := ours["forecast_pause_ms"]) is not None:
-        found[f"pause {ms:+.0f} ms off its forecast, at most {FORECAST_MS} ms"] = (
-            abs(ms) <= FORECAST_MS
-        )
+        found |= _beside_qemu(case, ours, qemu)
     if case.work and ours["work_ratio"] is not None:
         ratio = ours["work_ratio"]
         found[f"work during the move {ratio:.2f} x before, at least {case.work:g}"] = (
             ratio >= case.work
         )
+    return found | _forecast(ours)
+
+
+def _beside(
+    case: Case, ours: Mapping[str, Any], done: Mapping[str, Mapping[str, Any]]
+) -> dict[str, bool]:
+    """Beside the best peer that finished, and the best of those that send pages as they are."""
+    found = {}
+    name = min(done, key=lambda peer: done[peer]["total_s"])
+    best = done[name]
+    if case.total:
+        ratio = ours["total_s"] / best["total_s"]
+        found[f"total {ratio:.2f} x {name}'s, at most {case.total:g}"] = ratio <= case.total
+    plain = {p: r for p, r in done.items() if p not in COMPRESSING}
+    if case.total_of_plain and plain:
+        other = min(plain, key=lambda peer: plain[peer]["total_s"])
+        ratio, goal = ours["total_s"] / plain[other]["total_s"], case.total_of_plain
+        found[f"total {ratio:.2f} x {other}'s, at most {goal:g}"] = ratio <= goal
+    ratio = ours["felt_ms"] / best["felt_ms"]
+    found[f"felt pause {ratio:.2f} x {name}'s, at most {FELT}"] = ratio <= FELT
     return found
+
+
+def _beside_qemu(case: Case, ours: Mapping[str, Any], qemu: Mapping[str, Any]) -> dict[str, bool]:
+    """Beside QEMU with one TCP connection."""
+    found = {}
+    if goal := case.total_of_qemu:
+        ratio = ours["total_s"] / (qemu["total_s"] or case.deadline_s)
+        found[f"total {ratio:.3f} x QEMU's, at most {goal:.3f}"] = ratio <= goal
+    if goal := case.wire_of_qemu:
+        ratio = ours["bytes_wire"] / qemu["bytes_wire"]
+        found[f"bytes on the wire {ratio:.3f} x QEMU's, at most {goal:g}"] = ratio <= goal
+    return found
+
+
+def _forecast(ours: Mapping[str, Any]) -> dict[str, bool]:
+    """What was expected, if anything was."""
+    percent, ms = ours["forecast_total_percent"], ours["forecast_pause_ms"]
+    if percent is None or ms is None:
+        return {}
+    return {
+        f"total {percent:+.0f} % off its forecast, at most {FORECAST_PERCENT} %": (
+            abs(percent) <= FORECAST_PERCENT
+        ),
+        f"pause {ms:+.0f} ms off its forecast, at most {FORECAST_MS} ms": abs(ms) <= FORECAST_MS,
+    }
