@@ -88,7 +88,7 @@ def judge(
     if ours["finished"] < ours["runs"]:
         return {f"{way} finishes in {case.deadline_s:g} s": False}
     done = {p: r for p, r in rows.items() if p in peers and r["finished"] == r["runs"]}
-    found = {}
+    found: dict[str, bool] = {}
     if done:
         found |= _beside(case, ours, done)
     # A pause that no peer kept either is not reachable here: the first look at all pages of an
