@@ -27,6 +27,10 @@ from sterna.checkpoint.service import Checkpoints
 from sterna.checkpoint.settle import settlers
 from sterna.config import Config
 from sterna.errors import BadConfig, SternaError
+from sterna.fleet.drain import Drains
+from sterna.fleet.hosts import Fleet
+from sterna.fleet.pairing import Pairing
+from sterna.fleet.several import Several
 from sterna.host import inventory
 from sterna.host.network import Network
 from sterna.host.registry import Pools, Switches
@@ -34,15 +38,11 @@ from sterna.host.settings import Settings
 from sterna.model.host import HostFacts, Moving, QEMUFacts, SwitchFacts
 from sterna.model.placement import groups
 from sterna.model.settings import HostSettings
-from sterna.move.drain import Drains
 from sterna.move.engine import Moves
-from sterna.move.fleet import Fleet
 from sterna.move.incoming import Incoming
-from sterna.move.pairing import Pairing
 from sterna.move.peer import Peers
 from sterna.move.recovery import Recovery
 from sterna.move.resolve import Doubts
-from sterna.move.several import Several
 from sterna.move.storage.engine import StorageMoves
 from sterna.operations.journal import Journal
 from sterna.operations.runner import Runner

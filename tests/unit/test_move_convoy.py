@@ -7,10 +7,10 @@ import contextlib
 
 from operations_rig import a_runner, in_loop, read
 from sterna.errors import Conflict, MoveFailed, MoveRefused, VMNotFound
+from sterna.fleet.convoy import Convoy, Local, concluded
+from sterna.fleet.several import settle
 from sterna.model.operation import OperationState
 from sterna.model.several import Part
-from sterna.move.convoy import Convoy, Local, concluded
-from sterna.move.several import settle
 
 
 class Road(Local):

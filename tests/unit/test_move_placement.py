@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sterna.move.placement import Guest, Room, in_order, place
+from sterna.fleet.placement import Guest, Room, in_order, place
 
 HOSTS = ("hv-b", "hv-c", "hv-d")
 GROUPS = st.sets(st.sampled_from(("db", "web")), max_size=2).map(lambda names: tuple(sorted(names)))

@@ -124,7 +124,7 @@ def _survey(
         rows = [(one["target"], one["outcome"], *_first(one["findings"])) for one in reports]
         table(("HOST", "OUTCOME", "ID", "FINDING"), rows)
     else:
-        note("no other host is known here; add one to [peers] of sternad's configuration")
+        note("no other host is known here; pair one: sterna host invite")
     return EXIT[reports[0]["outcome"]] if reports else EXIT["blocked"]
 
 

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sterna.errors import SternaError, VMNotFound
+from sterna.fleet.hosts import Fleet
+from sterna.fleet.placement import Guest, Placement, Room, in_order, place
+from sterna.fleet.several import AT_ONCE, planned
 from sterna.model.check import Check, MoveReport, Outcome, outcome
 from sterna.model.host import HostFacts
 from sterna.model.move import MoveWishes
 from sterna.model.several import DrainWishes, Planned
 from sterna.model.vm import RunState
 from sterna.move.engine import Moves
-from sterna.move.fleet import Fleet
 from sterna.move.peer import Peers
-from sterna.move.placement import Guest, Placement, Room, in_order, place
-from sterna.move.several import AT_ONCE, planned
 from sterna.vms.machine import VM
 
 
@@ -125,7 +125,7 @@ def _planned(vm: VM, placement: Placement, reports: dict[str, MoveReport], host:
         return planned(vm, reports[target])
     if not reports:
         reason = f"{host} knows no other host"
-        return planned(vm, reason=reason, fix="Add one to [peers] of sternad's configuration")
+        return planned(vm, reason=reason, fix="Pair one: sterna host invite")
     first = {target: _blocker(report) for target, report in reports.items()}
     lacks = placement.why.get(vm.id, {})
     reasons = {

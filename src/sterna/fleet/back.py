@@ -10,10 +10,10 @@ import contextlib
 
 from sterna import clock
 from sterna.errors import Conflict, HostUnreachable, NotFound, SternaError
+from sterna.fleet.convoy import Tell
 from sterna.model.move import MoveWishes
 from sterna.model.operation import Operation
 from sterna.model.several import Part
-from sterna.move.convoy import Tell
 from sterna.move.peer import Peers
 from sterna.tasks import finish
 from sterna.vms.service import VMs

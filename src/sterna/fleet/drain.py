@@ -16,6 +16,11 @@ from typing import Any
 
 from sterna import clock
 from sterna.errors import DrainUnderWay, SeveralCancelled, SternaError, VMNotFound
+from sterna.fleet.back import Back
+from sterna.fleet.convoy import Convoy, Local, concluded
+from sterna.fleet.hosts import Fleet
+from sterna.fleet.several import settle
+from sterna.fleet.survey import Survey
 from sterna.host.settings import Settings
 from sterna.host.store import Damaged, Store
 from sterna.model.check import Outcome, outcome
@@ -31,13 +36,8 @@ from sterna.model.several import (
     SeveralPlan,
 )
 from sterna.model.vm import RunState
-from sterna.move.back import Back
-from sterna.move.convoy import Convoy, Local, concluded
 from sterna.move.engine import Moves
-from sterna.move.fleet import Fleet
 from sterna.move.peer import Peers
-from sterna.move.several import settle
-from sterna.move.survey import Survey
 from sterna.operations.runner import Job, Work
 from sterna.vms.machine import VM
 from sterna.vms.service import VMs

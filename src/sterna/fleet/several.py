@@ -9,13 +9,13 @@ from typing import Any
 
 from sterna import clock
 from sterna.errors import SternaError
+from sterna.fleet.convoy import Convoy, Driver, Local, concluded
 from sterna.model import edge
 from sterna.model.check import MoveReport, Outcome, outcome
 from sterna.model.move import MoveWishes
 from sterna.model.operation import Operation
 from sterna.model.several import Part, PartState, Planned, SeveralPlan, SeveralWishes
 from sterna.model.vm import RunState
-from sterna.move.convoy import Convoy, Driver, Local, concluded
 from sterna.move.engine import Moves
 from sterna.operations.runner import Job, Runner
 from sterna.vms.machine import VM
