@@ -122,7 +122,7 @@ def test_conflicts_and_things_that_are_not_there_exit_4(sterna, sternad):
         (["vm", "create", "a", "--disk", "pool=a,pool=b"], "given twice", "--help"),
         (["vm", "create", "a", "--nic", "switch=a,vlan=b"], "VLAN 'b' is not a number", "--help"),
         (["move", "a", "b", "--deadline", "soon"], "'soon' is not a duration", "10m"),
-        (["move", "a", "b", "--bandwidth", "fast"], "'fast' is not a size", "with a unit"),
+        (["move", "a", "b", "--bandwidth", "fast"], "'fast' is not a rate", "1Gbit"),
         (["vm", "list", "-o", "xml"], "'xml'", "--help"),
         (["completion", "tcsh"], "'tcsh'", "--help"),
     ],

@@ -41,7 +41,11 @@ def rate(value: Any) -> int:
     text = str(value).strip()
     if match := _BITS.fullmatch(text):
         return int(float(match[1]) * _BIT_SCALE[match[2].lower()] / 8)
-    return size(text.removesuffix("/s"))
+    try:
+        return size(text.removesuffix("/s"))
+    except BadValue as error:
+        problem = f"{text!r} is not a rate"
+        raise BadValue(problem, "Write bits or bytes a second: 1Gbit, 200Mbit, 100MB") from error
 
 
 def limit(value: Any) -> int | str:

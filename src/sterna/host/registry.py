@@ -186,9 +186,11 @@ class Switches:
             await self._network.change(old, new)
         except BaseException:
             await self._store.write(name, SwitchRecord(switch=old, former=new))
-            with contextlib.suppress(SternaError):
+            try:
                 await self._network.change(new, old)
                 await self._store.write(name, SwitchRecord(switch=old))
+            except SternaError as error:  # the record says what is to be done at the next start
+                log.error("switch %s is not as it was again: %s", name, error)  # noqa: TRY400
             raise
         finally:
             self._former.pop(name, None)
