@@ -93,12 +93,18 @@ class Traveller:
 
     def must_have_its_disk(self, host: Host) -> None:
         """All blocks that the guest was told are written are in the image, after it is off."""
-        self.ask(host, "disk off")
-        durable = self.ask(host, "status")["disk"]["durable"]
-        self.power_off(host)
         image = self.lab.folder / "shared" / f"{self.name}-vda.raw"
-        log = check(image)
-        assert log.proves(durable), log
+        self.must_have_disks(host, {"vda": image})
+
+    def must_have_disks(self, host: Host, images: dict[str, Path]) -> None:
+        """As `must_have_its_disk`, for images wherever they are, by the names of their disks."""
+        self.ask(host, "disk off")
+        told = {disk: log["durable"] for disk, log in self.ask(host, "status")["disks"].items()}
+        self.power_off(host)
+        for disk, image in images.items():
+            log = check(image, disk)
+            assert told[disk] > 0
+            assert log.proves(told[disk]), (disk, log)
 
     def order_power_off(self, console: str) -> None:
         """By the guest's own console: no daemon is needed."""

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from moving import Load, Traveller, traveller, wait_until
+from moving import Load, traveller, wait_until
 from sterna.errors import MoveRefused
-from sterna.lab.disklog import check
 from sterna.lab.hosts import LOCAL_POOL, SHARED_POOL, Host
 from sterna.lab.links import Network
 from sterna.move.disks import MAX_BITS, granularity
@@ -42,17 +41,6 @@ def allocated(path: Path) -> int:
     return path.stat().st_blocks * 512
 
 
-def must_have_disks(guest: Traveller, host: Host, images: dict[str, Path]) -> None:
-    """Every block that the guest was told is durable is in the images, after it is off."""
-    guest.ask(host, "disk off")
-    told = {disk: log["durable"] for disk, log in guest.ask(host, "status")["disks"].items()}
-    guest.power_off(host)
-    for disk, image in images.items():
-        log = check(image, disk)
-        assert told[disk] > 0
-        assert log.proves(told[disk]), (disk, log)
-
-
 def test_a_running_vm_takes_its_disks_along_and_back_and_a_copy_is_kept_if_wished(lab):
     a, b = lab.hosts
     with traveller(lab, LOAD) as guest:
@@ -74,7 +62,7 @@ def test_a_running_vm_takes_its_disks_along_and_back_and_a_copy_is_kept_if_wishe
         b.client.delete(f"/v1/kept/{kept['id']}")
         assert files(b) == []
         images = {"vda": pool(a) / "tern-vda.qcow2", "vdb": pool(a) / "tern-vdb.raw"}
-        must_have_disks(guest, a, images)
+        guest.must_have_disks(a, images)
 
 
 def test_each_disk_goes_where_it_is_told_and_becomes_what_it_is_told(lab):
@@ -89,7 +77,7 @@ def test_each_disk_goes_where_it_is_told_and_becomes_what_it_is_told(lab):
             "vda": pool(b) / "tern-vda.raw",
             "vdb": lab.folder / "shared" / "tern-vdb.qcow2",
         }
-        must_have_disks(guest, b, images)
+        guest.must_have_disks(b, images)
 
 
 def test_a_cancelled_copy_leaves_nothing_and_the_guest_goes_on(lab):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from moving import Load, Traveller, traveller, wait_until
 from sterna.lab import demo, netns, processes
-from sterna.lab.hosts import GRACE_S, Host
+from sterna.lab.hosts import GRACE_S, LOCAL_POOL, Host
 from sterna.lab.links import Network
 from sterna.lab.processes import Process
 from sterna.qemu.sockets import cut_connections
@@ -75,6 +76,18 @@ def test_a_guest_that_never_converges_goes_on_elsewhere_and_its_memory_follows(s
         back = guest.ended(b, guest.move(b, a, max_downtime_ms=2000))
         assert back["state"] == "succeeded", back
         guest.must_run_once_on(a)
+
+
+@LONG
+@BOTH
+def test_disks_that_travel_are_there_before_the_memory_that_follows(slow, carrier):
+    a, b = slow.hosts
+    load = replace(BUSY[carrier], disk_blocks_s=200, pool=LOCAL_POOL, formats=("qcow2",))
+    with traveller(slow, load) as guest:
+        operation = begin(guest, a, b, carrier)
+        assert guest.ended(a, operation)["state"] == "succeeded"
+        guest.must_run_once_on(b)
+        guest.must_have_disks(b, {"vda": b.folder / "pool" / "tern-vda.qcow2"})
 
 
 @SELDOM_DIRECT
