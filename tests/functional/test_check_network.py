@@ -249,8 +249,9 @@ def closed_port(host):
 def test_moves_that_checks_forbid_end_as_they_say(lab, admin):
     here, there = lab.hosts
     blind = [
-        *("host.inbound", "network.switch-missing", "network.mac-taken"),
-        "switch.not-found",  # as the target tells it
+        *("host.inbound", "host.draining", "network.switch-missing", "network.mac-taken"),
+        *("storage.pool-missing", "placement.host"),
+        *("switch.not-found", "pool.not-found"),  # as the target tells it
     ]
     with odd(here, blind=blind), odd(there, blind=blind):
         make(here, mac="52:54:00:12:34:56")
@@ -261,6 +262,29 @@ def test_moves_that_checks_forbid_end_as_they_say(lab, admin):
         assert here.client.get("/v1/vms/tern")["state"] == "off"
         there.client.patch("/v1/host/settings", {"inbound": True})
 
+        back = Administrator(there)
+        back.run("sterna host drain")
+        assert set(admin.finds("tern", there)) == {"host.draining"}
+        done = admin.ask(f"sterna move tern {there.name}")
+        assert "drained" in done.stderr
+        assert here.client.get("/v1/vms/tern")["state"] == "off"
+        back.run("sterna host resume")
+
+        there.client.delete("/v1/pools/local")
+        assert set(admin.finds("tern", there)) == {"storage.pool-missing"}
+        done = admin.ask(f"sterna move tern {there.name}")
+        assert done.returncode != 0
+        assert "local" in done.stderr
+        assert here.client.get("/v1/vms/tern")["state"] == "off"
+        there.client.post("/v1/pools", {"name": "local", "path": str(there.folder / "pool")})
+
+        admin.run(f"sterna vm set tern --allowed-hosts {here.name}")
+        assert set(admin.finds("tern", there)) == {"placement.host"}
+        admin.moves("tern", there)
+        assert there.client.get("/v1/vms/tern")["spec"]["placement"]["allowed_hosts"] == [here.name]
+        back.moves("tern", here)
+        admin.run("sterna vm set tern --allowed-hosts none")
+
         make(there, "other", mac="52:54:00:12:34:56")
         assert set(admin.finds("tern", there)) == {"network.mac-taken"}
         admin.moves("tern", there)
@@ -268,7 +292,6 @@ def test_moves_that_checks_forbid_end_as_they_say(lab, admin):
         assert macs == ["52:54:00:12:34:56"] * 2  # two of them on one network
 
         there.client.delete("/v1/vms/other")
-        back = Administrator(there)
         here.client.delete("/v1/switches/lan")
         assert set(back.finds("tern", here)) == {"network.switch-missing"}
         back.moves("tern", here)
