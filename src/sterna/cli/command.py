@@ -7,6 +7,7 @@ Options of a command win over the same options before it (`sterna -o json vm lis
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -87,6 +88,14 @@ class Command(click.Command):
         super().__init__(*args, **kwargs)
         self.examples = tuple(examples)
         self.shared = shared_options()
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """As click's; a sentence that is too long for a list ends at its first pause there."""
+        short = super().get_short_help_str(limit)
+        if not short.endswith("..."):
+            return short
+        first = re.split(r"[,;:]", " ".join((self.help or "").split()), maxsplit=1)[0]
+        return f"{first}." if len(first) < limit else short
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         own = super().get_params(ctx)

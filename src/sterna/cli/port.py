@@ -37,6 +37,7 @@ def _pairs(given: tuple[str, ...], what: str) -> dict[str, str]:
 @click.command(
     "export",
     cls=Command,
+    short_help="Write a VM into a new folder.",
     examples=(
         "sterna vm export web /backup/web",
         "sterna vm export web /backup/web-monday --checkpoint before-upgrade --no-memory",

@@ -30,7 +30,7 @@ def _command(name: str, *examples: str) -> Callable[..., Any]:
 )
 @click.pass_obj
 def invite(settings: Settings, expires: float | None, address: str | None) -> None:
-    """Print a token by which one other host and this one will trust each other.
+    """Print a one-time token that pairs another host with this one.
 
     It is a secret until it has been used or has expired. A restart of sternad ends it.
     """
