@@ -52,6 +52,8 @@ PIECE = 256 * KIB  # of a body that is encrypted at once: other requests get the
 
 # Raised before a single byte of the request was sent.
 _NOT_DELIVERED = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+# What is seen of a server that wants another certificate; which, is a race of its end and our request.
+_HUNG_UP = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError)
 
 
 class Peer:
@@ -111,11 +113,11 @@ class Peer:
 
     async def _hangs_up_on_us(self, error: HostUnreachable) -> bool:
         """Whether it would talk to others: in TLS a certificate that is not known ends all."""
-        if self._stranger is None or not isinstance(error.__cause__, httpx2.RemoteProtocolError):
+        if self._stranger is None or not isinstance(error.__cause__, _HUNG_UP):
             return False
         try:
             async with httpx2.AsyncClient(verify=self._stranger(), trust_env=False) as http:
-                answer = await http.get(f"{self.url}/v1", timeout=PROBE_S)
+                answer = await http.get(f"{self.url}/v1", timeout=ANSWER_S)
         except (httpx2.HTTPError, OSError):
             return False
         return answer.status_code == httpx2.codes.UNAUTHORIZED
