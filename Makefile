@@ -9,7 +9,7 @@ ROOT := $(shell test "$$(id -u)" = 0 || echo sudo env PYTHONDONTWRITEBYTECODE=1)
 PYTEST = $(BIN)/python -m pytest
 ROOT_PYTEST = $(ROOT) $(PYTEST) -p no:cacheprovider
 
-.PHONY: help setup setup-dev install demo test lint format unit model golden functional faults crashes ui postcopy drain versions bench bench-carriers docs \
+.PHONY: help setup setup-dev install demo test lint format unit model golden functional faults crashes ui postcopy checks drain versions bench bench-carriers docs \
 	clean distclean
 
 help: ## this list
