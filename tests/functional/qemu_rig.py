@@ -14,7 +14,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from machines import Variant, chains, firmware
+from machines import Variant, chains, firmware, media
 from sterna.model.vm import Firmware
 from sterna.qemu import process
 from sterna.qemu.argv import RunPaths
@@ -103,6 +103,9 @@ def prepare(variant: Variant, folder: Path, shared: Path | None = None) -> dict[
     """The files of a machine in `folder`, its disks in `shared`; what `build` must be told."""
     own = folder / variant.folder
     own.mkdir(parents=True, exist_ok=True)
+    for medium in media(variant.spec, own).values():
+        medium.path.touch()
+        os.truncate(medium.path, DISK_BYTES)
     layers = chains(variant.spec, shared or own)
     for disk in variant.spec.disks:
         (layer,) = layers[disk.name]
