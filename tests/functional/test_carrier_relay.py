@@ -19,6 +19,7 @@ from sterna.carrier.link import Link, Tls
 from sterna.carrier.process import Relay
 from sterna.errors import CarrierFailed, QMPError, StreamReset
 from sterna.lab.console import GuestConsole
+from sterna.move import memory
 from sterna.security import pair
 
 pytestmark = [pytest.mark.functional]
@@ -176,9 +177,9 @@ async def test_a_migration_that_is_cancelled_leaves_both_relays_free_for_nothing
         with source.session.listen("MIGRATION") as events:
             await source.qmp.migrate(carried.outgoing)
             await until_status(events, "active")
-            await source.qmp.migrate_cancel()
-            while (await events.get(ENDS_S))["data"]["status"] != "cancelled":
-                pass
+            # Ended is enough: QEMU 7.2 shuts the return path before it says that it cancels, and if
+            # its migration sees that first it calls itself failed.
+            await memory.abort(source.qmp)
         await target.process.wait()
 
         async def closed() -> bool:
