@@ -30,6 +30,16 @@ IN_KEY = "move-in"  # and as its target
 KEY_BYTES = 32  # of a pre-shared key: AES-256's worth
 CACHE_SHARE = 4  # of the memory that is free, a relay takes one part at most
 _KEY_USER = "qemu"  # the name that QEMU gives itself when it shows a pre-shared key
+# ffdhe2048 of RFC 7919. QEMU would search for a group of its own, which takes up to seconds.
+_GROUP = """-----BEGIN DH PARAMETERS-----
+MIIBCAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
++8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a
+87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7
+YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi
+7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD
+ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
+-----END DH PARAMETERS-----
+"""
 
 
 def key_folder(vm: VM, name: str) -> Path:
@@ -45,6 +55,7 @@ def write_key(vm: VM, name: str, key: str) -> Path:
     file = folder / "keys.psk"
     file.touch(mode=0o600)
     file.write_text(f"{_KEY_USER}:{key}\n")
+    (folder / "dh-params.pem").write_text(_GROUP)
     return folder
 
 

@@ -22,8 +22,8 @@ from sterna.model.move import OnStall
 from sterna.units import format_rate
 
 # Of a pause, without memory and disks: the guest's stop, device state, what both hosts write down
-# and say, the continuation. Measured: 60 to 100 ms.
-OVERHEAD_MS = 90.0
+# and say, the continuation. Measured: 25 to 60 ms, more on a busy host.
+OVERHEAD_MS = 60.0
 MARGIN = 0.9  # a guest writes on between QEMU's decision and its stop
 LEAST_MS = 30.0  # of the pause for memory, however much the rest of it takes
 MAX_LIMIT_MS = 2_000_000  # QEMU's own
