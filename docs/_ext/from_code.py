@@ -1,7 +1,7 @@
 """Reference pages made from the code itself, so that they cannot drift from it.
 
 Directives: `sterna-errors` (every problem code), `sterna-exit-codes`, `sterna-config` (keys of
-sternad.toml with types and defaults), `sterna-checks` (every check of a move), `sterna-cli` (the help of every command), `sterna-convergence` (what is done when a guest is too busy).
+sternad.toml with types and defaults), `sterna-checks` (every check of a move), `sterna-kerberos` (what may be wrong with Kerberos), `sterna-cli` (the help of every command), `sterna-convergence` (what is done when a guest is too busy).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from sterna.checks import registry
 from sterna.cli.command import Settings
 from sterna.cli.main import sterna as command_line
 from sterna.errors import SternaError
+from sterna.kerberos import situations
 from sterna.move import policy
 
 
@@ -197,6 +198,17 @@ class Checks(FromCode):
             )
 
 
+class Kerberos(FromCode):
+    """`sterna-kerberos`: every situation that `sterna kerberos check` tells apart."""
+
+    def lines(self) -> Iterator[str]:
+        rows = [
+            (f"`{name}`", one.weight.value, one.says.replace("{", "*").replace("}", "*"))
+            for name, one in situations.SITUATIONS.items()
+        ]
+        yield from _table(("id", "severity", "what it says"), rows)
+
+
 class CommandLine(FromCode):
     def lines(self) -> Iterator[str]:
         yield from _help(command_line, "sterna", None)
@@ -222,6 +234,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("sterna-exit-codes", ExitCodes)
     app.add_directive("sterna-config", Configuration)
     app.add_directive("sterna-checks", Checks)
+    app.add_directive("sterna-kerberos", Kerberos)
     app.add_directive("sterna-cli", CommandLine)
     app.add_directive("sterna-convergence", Convergence)
     return {"parallel_read_safe": True}
