@@ -42,9 +42,9 @@ kerberos = group(
 def check(
     settings: Settings, /, host: str | None, service: str, keytab: str, here: str | None
 ) -> int:
-    """Try all that a move to HOST in your name would need of Kerberos; without HOST, of this host alone.
+    """Try all that a move to HOST in your name would need of Kerberos.
 
-    With your own ticket (kinit) and this host's keytab, which only root may read: `sudo -E` keeps your
+    Without HOST: what this host alone needs. With your own ticket (kinit) and this host's keytab, which only root may read: `sudo -E` keeps your
     ticket. Nothing is changed. Every reason is told apart, and comes with the command that mends it, for the
     kind of realm that was found. Exit code: 0 all is well, 10 warnings, 3 blockers.
     """

@@ -26,7 +26,10 @@ LAZY = {
     "switch": ("sterna.cli.switch:switch", "Virtual switches that VMs are plugged into."),
     "pool": ("sterna.cli.pool:pool", "Places for the disks of VMs."),
     "disk": ("sterna.cli.disk:disk", "Check the images of disks; copies that moves have kept."),
-    "kerberos": ("sterna.cli.kerberos:kerberos", "Look what is wrong with Kerberos between this host and others."),
+    "kerberos": (
+        "sterna.cli.kerberos:kerberos",
+        "Look what is wrong with Kerberos between this host and others.",
+    ),
     "lab": ("sterna.cli.lab:lab", "Hosts on this one machine, to try everything."),
     "completion": ("sterna.cli.completion:completion", "Print the completion script of a shell."),
 }
