@@ -41,6 +41,16 @@ class Listen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Who may use the Unix socket besides root."""
+
+    __pydantic_config__ = STRICT
+
+    group: str | None = None  # its members may; default: sterna, if there is one; "": nobody
+    group_role: Literal["viewer", "operator", "migrator", "admin"] = "migrator"  # that they have
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QEMU:
     __pydantic_config__ = STRICT
 
@@ -75,12 +85,13 @@ class Config:
     run_dir: Path = Path("/run/sterna")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     listen: Listen | None = None
+    access: Access = Access()
     qemu: QEMU = QEMU()
     migration: Migration = Migration()
 
     @property
     def socket(self) -> Path:
-        """The daemon's Unix socket, for local root only."""
+        """The daemon's Unix socket, for root and the group of `access`."""
         return self.run_dir / "sternad.sock"
 
     @property

@@ -1,8 +1,8 @@
-"""Listeners: the daemon's Unix socket for local root, and HTTPS for other hosts and remote users.
+"""Listeners: the daemon's Unix socket for local users, and HTTPS for other hosts and remote users.
 
-Promises: the Unix socket has mode 0600 from its first instant, and replaces only a dead one; HTTPS is
-TLS 1.3 and knows callers by the certificates that they show; a connection ends when its certificate
-is not trusted any more; leaving `listen` ends streams, lets requests under way
+Promises: the Unix socket has mode 0600 from its first instant until it is given to the group that
+may use it (0660), and replaces only a dead one; HTTPS is TLS 1.3; a connection ends when who is at
+its other end is not trusted any more; leaving `listen` ends streams, lets requests under way
 end within GRACE_S, and leaves no socket behind.
 """
 
@@ -25,10 +25,13 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sterna import clock
-from sterna.api.access import CERTIFICATE, certificate_required, trusted
+from sterna.api.access import CERTIFICATE, LOCAL, PRINCIPAL, proven
 from sterna.api.events import ABORT
 from sterna.errors import ListenFailed
 from sterna.security import identity
+from sterna.security import local as local_users
+from sterna.security.audit import Audit
+from sterna.security.authority import Authority
 from sterna.security.trust import Trust
 
 log = logging.getLogger(__name__)
@@ -62,22 +65,25 @@ class Listening:
 
 
 @contextlib.asynccontextmanager
-async def listen(app: FastAPI, path: Path, https: HTTPS | None = None) -> AsyncIterator[Listening]:
+async def listen(
+    app: FastAPI, path: Path, authority: Authority, audit: Audit, https: HTTPS | None = None
+) -> AsyncIterator[Listening]:
     """Serve `app` on the Unix socket `path` and by `https` while the context lasts.
 
-    Raises ListenFailed, and then listens nowhere.
+    `authority` says who asks; `audit` is told who is refused. Raises ListenFailed, and then listens nowhere.
     """
     with contextlib.ExitStack() as stack:
-        local = stack.enter_context(_unix_socket(path))
-        listeners = [(local, _Server(trusted(app)))]
+        guarded = proven(app, authority, audit)
+        local = stack.enter_context(_unix_socket(path, authority.locals.gid))
+        listeners = [(local, _Server(guarded))]
         port = 0
         if https is not None:
             tls, port = _tls(https), https.port
             for address in dict.fromkeys((https.address, *https.more)):
                 remote = stack.enter_context(_tcp_socket(address, port))
                 port = remote.getsockname()[1]
-                listeners.append((remote, _Server(certificate_required(app, https.trust), tls)))
-            https.trust.follow(lambda: _hang_up(https.trust, [server for _, server in listeners]))
+                listeners.append((remote, _Server(guarded, tls)))
+        authority.follow(lambda: _hang_up(authority, [server for _, server in listeners]))
         async with asyncio.TaskGroup() as group:
             for listener, server in listeners:
                 group.create_task(server.serve(sockets=[listener]), name="listener")
@@ -94,12 +100,22 @@ async def listen(app: FastAPI, path: Path, https: HTTPS | None = None) -> AsyncI
         raise failure
 
 
-def _hang_up(trust: Trust, servers: list[_Server]) -> None:
-    """End the connections of those who are not trusted any more, with all that is on them."""
+def _hang_up(authority: Authority, servers: list[_Server]) -> None:
+    """End the connections of those who are not any more who they were, with all that is on them.
+
+    A request that is being answered, and has itself brought this about, is answered.
+    """
     for server in servers:
         for connection in list(server.server_state.connections):
             shown = getattr(connection, "shown", "")
-            if shown and trust.who(shown) is None:
+            if shown and not authority.shows_somebody(shown):
+                connection.transport.abort()
+                continue
+            cycle = getattr(connection, "cycle", None)
+            if cycle is None or not cycle.response_started or cycle.response_complete:
+                continue
+            who = cycle.scope.get("state", {}).get(PRINCIPAL)
+            if who is not None and not authority.is_valid(who):
                 connection.transport.abort()
 
 
@@ -113,7 +129,13 @@ class _Connection(H11Protocol):
         tls = transport.get_extra_info("ssl_object")
         certificate = tls.getpeercert(binary_form=True) if tls is not None else None
         self.shown = identity.fingerprint_of(certificate) if certificate else ""
-        self.app_state = {**self.app_state, ABORT: transport.abort, CERTIFICATE: self.shown}
+        sock = transport.get_extra_info("socket")
+        self.app_state = {
+            **self.app_state,
+            ABORT: transport.abort,
+            CERTIFICATE: self.shown,
+            LOCAL: local_users.credentials(sock) if tls is None and sock is not None else None,
+        }
         self._silence = self.loop.call_later(FIRST_REQUEST_S, self._still_silent)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -191,7 +213,7 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def _unix_socket(path: Path) -> Any:
+def _unix_socket(path: Path, group: int | None = None) -> Any:
     """A listening socket at `path`, made beside it and moved there when it is ready."""
     where = str(path)
     draft = path.with_name(f"{path.name}.{os.getpid()}")
@@ -210,6 +232,9 @@ def _unix_socket(path: Path) -> Any:
             listener.bind(str(draft))
             stack.callback(draft.unlink, missing_ok=True)
             listener.listen(BACKLOG)
+            if group is not None:  # open wider only when it is the group's
+                os.chown(draft, -1, group)
+                draft.chmod(0o660)
             made = draft.stat()
             draft.rename(path)
         except OSError as error:

@@ -9,13 +9,18 @@ from fastapi import FastAPI
 
 from sterna.api.listeners import HTTPS, Listening, listen
 from sterna.config import Config
+from sterna.security.audit import Audit
+from sterna.security.authority import Authority
 from sterna.security.trust import Trust
 
 
 @contextlib.asynccontextmanager
-async def serve(app: FastAPI, settings: Config, trust: Trust) -> AsyncIterator[Listening]:
+async def serve(
+    app: FastAPI, settings: Config, trust: Trust, authority: Authority, audit: Audit
+) -> AsyncIterator[Listening]:
     """Serve while the context lasts. Raises ListenFailed."""
-    async with listen(app, settings.socket, _https(settings, trust)) as listening:
+    https = _https(settings, trust)
+    async with listen(app, settings.socket, authority, audit, https) as listening:
         yield listening
 
 

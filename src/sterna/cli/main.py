@@ -27,6 +27,10 @@ LAZY = {
     "pool": ("sterna.cli.pool:pool", "Places for the disks of VMs."),
     "disk": ("sterna.cli.disk:disk", "Check the images of disks; copies that moves have kept."),
     "lab": ("sterna.cli.lab:lab", "Hosts on this one machine, to try everything."),
+    "user": ("sterna.cli.people:user", "People and programs that this host lets in."),
+    "token": ("sterna.cli.people:token", "API tokens: for programs, with a role and an end."),
+    "login": ("sterna.cli.login:login", "Keep an API token of a host for later commands."),
+    "audit": ("sterna.cli.audit:audit", "Who did what on this host, and whether that was changed."),
     "completion": ("sterna.cli.completion:completion", "Print the completion script of a shell."),
 }
 INTERRUPTED = 130  # as shells report a command that was ended by Ctrl-C

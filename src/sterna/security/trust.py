@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sterna.checks.facts import CertificateFacts
 from sterna.host.store import Damaged, Store
-from sterna.model.trust import PeerRecord
+from sterna.model.access import Role
+from sterna.model.trust import PeerRecord, PeerRole
 from sterna.security import identity
 from sterna.security.identity import Identity
 
@@ -31,6 +32,7 @@ class Caller:
 
     name: str
     is_guest: bool = False
+    role: Role | None = None
 
 
 class Trust:
@@ -45,6 +47,7 @@ class Trust:
         self._guests: dict[str, PeerRecord] = {}  # by fingerprint; in memory only
         self._former: dict[str, str] = {}  # fingerprints replaced since: connections end with them
         self._followers: list[Callable[[], None]] = []
+        self.programs: Callable[[], Iterable[str]] = tuple  # PEM; TLS lets them in, no more
         self.generation = 0  # of this host's own certificate, since the daemon began
         self._server: ssl.SSLContext | None = None
         self._lock = asyncio.Lock()
@@ -68,10 +71,10 @@ class Trust:
     def who(self, fingerprint: str) -> Caller | None:
         """Who is trusted by that certificate now."""
         if (peer := self.of(fingerprint)) is not None:
-            return Caller(peer.name)
-        former = self._former.get(fingerprint)
-        if former in self._peers:
-            return Caller(former)
+            return Caller(peer.name, role=peer.known_role)
+        former = self._peers.get(self._former.get(fingerprint, ""))
+        if former is not None:
+            return Caller(former.name, role=former.known_role)
         guest = self._guests.get(fingerprint)
         return None if guest is None else Caller(guest.name, is_guest=True)
 
@@ -109,9 +112,10 @@ class Trust:
         self._followers.append(follower)
 
     async def put(self, record: PeerRecord) -> None:
-        """Trust that host. Raises StateNotWritten: then nothing has changed."""
+        """Trust that host; one that was trusted keeps its role. Raises StateNotWritten: then nothing has changed."""
         async with self._lock:
-            await self._write(record)
+            former = self._peers.get(record.name)
+            await self._write(replace(record, role=former.role) if former else record)
 
     async def move(self, name: str, url: str) -> PeerRecord | None:
         """Another address of a peer; None if it is none."""
@@ -119,6 +123,14 @@ class Trust:
             if (record := self._peers.get(name)) is None:
                 return None
             await self._write(replace(record, url=url))
+            return self._peers[name]
+
+    async def set_role(self, name: str, role: PeerRole) -> PeerRecord | None:
+        """What that peer may do here besides moves; None if it is none."""
+        async with self._lock:
+            if (record := self._peers.get(name)) is None:
+                return None
+            await self._write(replace(record, role=role))
             return self._peers[name]
 
     async def announced(self, name: str, pem: str) -> bool:
@@ -154,6 +166,10 @@ class Trust:
     def renewed(self) -> None:
         """This host's own certificate was replaced: it is shown from now on."""
         self.generation += 1
+        self._changed()
+
+    def refresh(self) -> None:
+        """`programs` has changed."""
         self._changed()
 
     async def _write(self, record: PeerRecord) -> None:
@@ -203,6 +219,8 @@ class Trust:
             made.set_alpn_protocols(["http/1.1"])
             for one in (*self._peers.values(), *self._guests.values()):
                 _accept(made, one)
+            for pem in self.programs():
+                made.load_verify_locations(cadata=pem)
             self._server = made
         return self._server
 
