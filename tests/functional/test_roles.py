@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import ssl
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from sterna.api.listeners import HTTPS
 from sterna.api.routes import peer, trust
 from sterna.api.services import Services
 from sterna.errors import NoSuchPath
-from sterna.model.access import Role, TokenWishes, UserWishes
+from sterna.model.access import Role, TokenWishes
 from sterna.model.trust import PeerRecord
 from sterna.security import identity
 from sterna.security.local import Locals
@@ -247,7 +248,7 @@ async def test_a_role_for_a_tag_shows_and_touches_no_other_vm(tmp_path):
         assert (hidden.status_code, hidden.json()["code"]) == (404, "operation.not-found")
         found = await shop.get(f"/v1/operations/{mine['id']}?wait=10")
         assert found.json()["state"] == "succeeded"
-        refused = [one for one in await api.audit.list() if one["what"] == "refused"]
+        refused = [one for one in await api.audit.find() if one["what"] == "refused"]
         assert {"vm.not-found", "access.role", "operation.not-found"} <= {
             one["code"] for one in refused
         }
@@ -289,12 +290,12 @@ async def test_a_host_is_limited_to_moves_and_to_what_its_role_allows(tmp_path):
             headers={"Sterna-For": "alice", "Sterna-Reason": "a%20b"},
         )
         assert made.status_code == 201
-        row = (await api.audit.list())[0]
+        row = (await api.audit.find())[0]
         assert (row["who"], row["via"], row["reason"]) == ("alice", "host:host-operator", "a b")
         assert (row["vm"], row["status"], row["role"]) == ("web", 201, "operator")
         # Nobody else speaks for others.
         await clients["token-operator"].post("/v1/vms/web:start", headers={"Sterna-For": "alice"})
-        assert (await api.audit.list())[0]["who"] == "token:token-operator"
+        assert (await api.audit.find())[0]["who"] == "token:token-operator"
 
 
 CLIENT = """
@@ -339,7 +340,7 @@ async def test_the_kernel_says_who_uses_the_socket(tmp_path):
             assert await ask_as(65432, 65432, "4", "GET /v1/vms") == "401"
     finally:
         api_rig.Locals = ordinary
-        subprocess.run(["rm", "-rf", str(folder)], check=False)
+        shutil.rmtree(folder)
 
 
 def test_a_route_that_does_not_say_who_may_ask_it_cannot_be_made():

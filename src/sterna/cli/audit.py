@@ -31,7 +31,7 @@ audit = group(
 )
 @click.option("--limit", type=click.IntRange(1, 10000), help="At most so many. Default: 100.")
 @click.pass_obj
-def list_(settings: Settings, since: float | None, **wanted: Any) -> None:
+def list_(settings: Settings, /, since: float | None, **wanted: Any) -> None:
     """List what was changed, asked and refused, the newest first."""
     from sterna.cli.output import document, local_time, note, table  # noqa: PLC0415 - start-up time
 

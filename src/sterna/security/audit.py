@@ -132,13 +132,13 @@ class Audit:
 
     # ---- reading ---------------------------------------------------------------------------
 
-    async def list(
+    async def find(
         self, *, since: str = "", who: str = "", vm: str = "", limit: int = 1000
     ) -> list[dict[str, Any]]:
         """Newest first, each with its outcome. Blocks no writer."""
-        return await asyncio.to_thread(self._list, since, who, vm, limit)
+        return await asyncio.to_thread(self._find, since, who, vm, limit)
 
-    def _list(self, since: str, who: str, vm: str, limit: int) -> list[dict[str, Any]]:
+    def _find(self, since: str, who: str, vm: str, limit: int) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         outcomes: dict[int, dict[str, Any]] = {}
         for entry in chain.entries(self.directory):

@@ -165,7 +165,7 @@ class Authority:
                 await self.lockout.failed(name, address)
                 raise LogInRefused
             with contextlib.suppress(StateNotWritten):  # who knows the password gets in
-                await self.lockout.succeeded(name, address)
+                await self.lockout.forgive(name)
             return now
 
     def end(self, principal: Principal) -> None:

@@ -1,7 +1,7 @@
 """Log-ins that fail make the next ones wait: for each user, and for each address.
 
-Promises: a restart is no fresh start, what has failed is on the disk before it is told. Nobody is locked out for longer than LONGEST_S after
-the last try; a try that comes too early is not looked at and does not count. Names that are no
+Promises: a restart is no fresh start, what has failed is on the disk before it is told. Nobody is
+locked out for longer than LONGEST_S after the last try; a try that comes too early is not looked at and does not count. Names that are no
 users' are treated as if they were.
 """
 
@@ -17,6 +17,7 @@ from sterna.host.store import Store
 from sterna.model.access import Failures
 
 FREE = {"user": 5, "address": 20}  # failures before anybody must wait
+FIRST_S = 30.0  # twice as long after each further one
 LONGEST_S = 900.0
 MAX_KEPT = 2000  # of each; a flood of names pushes out the oldest
 KEY = "log-ins"
@@ -41,7 +42,7 @@ class Lockout:
         over = self._now.count.get(key, 0) - FREE[key.partition(":")[0]]
         if over < 0:
             return 0.0
-        wait = min(LONGEST_S, 2.0**over)
+        wait = min(LONGEST_S, FIRST_S * 2.0 ** min(over, 10))
         left = self._now.last.get(key, 0.0) + wait - time.time()
         return min(left, wait)  # the clock was set back: not longer than from now on
 
@@ -55,9 +56,9 @@ class Lockout:
             del count[key], last[key]
         await self._write(Failures(count=count, last=last))
 
-    async def succeeded(self, user: str, address: str) -> None:
-        """The user is there: earlier failures do not count any more; those of the address do."""
-        key = _keys(user, address)[0]
+    async def forgive(self, user: str) -> None:
+        """The user is there: earlier failures do not count any more; those of addresses do."""
+        key = _keys(user, "")[0]
         if key in self._now.count:
             kept = {name: n for name, n in self._now.count.items() if name != key}
             last = {name: n for name, n in self._now.last.items() if name != key}

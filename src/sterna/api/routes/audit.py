@@ -31,7 +31,7 @@ async def every(
     limit: Annotated[int, Query(ge=1, le=10000)] = 100,
 ) -> Response:
     """Newest first, each request with its outcome; `who` is also for whom a host has asked."""
-    return answer(await here.audit.list(since=since, who=who, vm=vm, limit=limit))
+    return answer(await here.audit.find(since=since, who=who, vm=vm, limit=limit))
 
 
 @router.get("/verdict", response_model=VerdictView)

@@ -85,7 +85,9 @@ async def set_password(name: str, wishes: PasswordWishes, here: Here, request: R
             raise NotAllowed(what="this password", reason="it is another user's", fix=fix)
         origin = getattr(request.state, ORIGIN, "")
         await here.authority.check(name, wishes.current, origin)
-    return answer(_user(await here.authority.accounts.set_password(name, wishes)))
+    changed = await here.authority.accounts.set_password(name, wishes)
+    await here.authority.lockout.forgive(name)
+    return answer(_user(changed))
 
 
 @router.get("/tokens", response_model=list[TokenView])
