@@ -63,7 +63,7 @@ def list_(settings: Settings, /, since: float | None, **wanted: Any) -> None:
 )
 @click.pass_obj
 def verify(settings: Settings, expect: str | None) -> int:
-    """Follow the chain of hashes through all lines, and name the first that is not as it was.
+    """Follow the chain of hashes; name the first line that was changed.
 
     Note what it prints somewhere else: it alone shows that a chain was not made anew.
     """
@@ -87,9 +87,9 @@ def verify(settings: Settings, expect: str | None) -> int:
 @click.argument("file", type=click.File("wb"))
 @click.pass_obj
 def export(settings: Settings, file: Any) -> None:
-    """Write all lines to FILE as they are, so that the chain can be followed in them.
+    """Write all lines to FILE as they are.
 
-    Line N holds as `prev` the SHA-256 of line N-1 without its line end.
+    The chain can be followed in them: line N holds as `prev` the SHA-256 of line N-1 without its line end.
     """
     for piece in settings.client().text("/v1/audit/lines"):
         file.write(piece)

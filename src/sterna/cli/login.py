@@ -30,7 +30,7 @@ def secret(what: str) -> str:
 @click.option("--forget", is_flag=True, help="Throw the token away.")
 @click.pass_obj
 def login(settings: Settings, host: str | None, forget: bool) -> None:
-    """Keep an API token of HOST for later commands.
+    """Keep an API token of a host for later commands.
 
     It is asked for, or read from standard input, and tried. It never belongs on a command line.
     """

@@ -144,7 +144,10 @@ def delete(settings: Settings, name: str) -> None:
 def create_token(
     settings: Settings, name: str, role: str, tag: str | None, expires: float | None
 ) -> None:
-    """Make an API token and print it: this once, for the host keeps only a hash of it."""
+    """Make an API token and print it, this once.
+
+    The host keeps only a hash of it. Give it to `sterna login`, or as $STERNA_TOKEN.
+    """
     from sterna.cli.output import document, line, note  # noqa: PLC0415 - start-up time
 
     wishes = {"name": name, "role": role, "tag": tag, "expires_s": expires}
