@@ -130,6 +130,10 @@ class _Connection(H11Protocol):
         certificate = tls.getpeercert(binary_form=True) if tls is not None else None
         self.shown = identity.fingerprint_of(certificate) if certificate else ""
         sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            # asyncio leaves it out for sockets that were not made with the protocol's number: the
+            # end of an answer would wait 40 ms for the acknowledgement of its beginning.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.app_state = {
             **self.app_state,
             ABORT: transport.abort,
