@@ -56,6 +56,10 @@ def test_without_a_certificate_there_is_one_door(attacker):
 def test_a_certificate_that_nobody_knows_does_not_get_as_far_as_a_request(attacker):
     assert attacker.send(GET, attacker.stranger()) == b""
     assert attacker.send(GET, attacker.stranger("hv-b")) == b""  # the name of a peer proves nothing
+    rows = attacker.victim.client.get("/v1/audit")[:2]
+    assert [(one["code"], one["text"]) for one in rows] == [
+        ("access.tls", "self-signed certificate")
+    ] * 2
 
 
 def test_what_a_peer_has_signed_is_a_strangers(attacker):

@@ -355,6 +355,56 @@ def test_secrets_are_nowhere_but_where_they_were_given(thief, lab, monkeypatch):
     thief.before = thief.state()
 
 
+def test_a_host_without_a_role_can_move_vms_and_nothing_else(thief, lab):
+    here, there = lab.hosts
+    both = (thief.admin, there), (Administrator(there), here)
+    for admin, other in both:
+        admin.run(f"sterna host set-role {other.name} none")
+    thief.before = thief.state()
+    own = thief.thief()
+    for method, path in (
+        ("GET", "/v1/vms"), ("GET", "/v1/hosts"), ("POST", "/v1/vms/tern:start"), ("GET", "/v1/audit"),
+        ("PATCH", "/v1/peers/hv-b"), ("POST", "/v1/vms/tern/moves"), ("POST", "/v1/tokens"),
+    ):  # fmt: skip
+        answer = thief.ask(method, path, {"role": "admin"}, own=own)
+        assert answer == (403, "access.role"), path
+    asked = Administrator(there).ask("sterna --host hv-a vm list")
+    assert (asked.returncode, "host:hv-b has no role" in asked.stderr) == (5, True), asked.stderr
+    thief.admin.run("sterna check tern hv-b")
+    thief.admin.run("sterna --reason 'ticket 4711' move tern hv-b")
+    Administrator(there).run("sterna move tern hv-a")
+    (row,) = [
+        one for one in there.client.get("/v1/audit", {"who": "local:root"})
+        if one.get("path") == "/v1/peer/reservations"
+    ]  # fmt: skip
+    assert (row["via"], row["status"]) == ("host:hv-a", 201)
+    begun = [one for one in here.client.get("/v1/operations") if one["kind"] == "move"]
+    assert begun[0]["by"] == "local:root"
+    assert "ticket 4711" in thief.admin.run("sterna audit list --vm tern")
+    for admin, other in both:
+        admin.run(f"sterna host set-role {other.name} admin")
+    thief.before = thief.state()
+
+
+def test_a_program_is_known_by_its_certificate_and_by_no_other(thief):
+    own, other = thief.stranger("backup"), thief.stranger("other")
+    assert thief.send(b"GET /v1/vms HTTP/1.1\r\nHost: x\r\n\r\n", own) == b""
+    file = own.certificate
+    thief.admin.run(f"sterna user create backup --role viewer --client-certificate {file}")
+    thief.before = thief.state()
+    assert thief.ask("GET", "/v1/vms", own=own)[0] == 200
+    assert thief.ask("DELETE", "/v1/vms/tern", own=own) == (403, "access.role")
+    assert thief.send(b"GET /v1/vms HTTP/1.1\r\nHost: x\r\n\r\n", other) == b""
+    log_in = {"user": "backup", "password": ""}
+    assert thief.ask("POST", "/v1/sessions", log_in) == (401, "access.log-in")
+    taken = thief.admin.ask(f"sterna user create twin --role admin --client-certificate {file}")
+    assert "is that of backup already" in taken.stderr
+    thief.admin.run("sterna user delete backup")
+    thief.before = thief.state()
+    assert thief.send(b"GET /v1/vms HTTP/1.1\r\nHost: x\r\n\r\n", own) == b""
+    thief.audit("access.role", "access.tls", "access.log-in")
+
+
 @in_loop
 async def test_an_unknown_user_takes_as_long_as_a_known_one(tmp_path):
     """Medians of five each, in turns; each from an address of its own."""

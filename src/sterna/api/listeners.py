@@ -79,6 +79,7 @@ async def listen(
         port = 0
         if https is not None:
             tls, port = _tls(https), https.port
+            https.trust.refused = lambda reason: audit.refused_soon(_in_tls(reason))
             for address in dict.fromkeys((https.address, *https.more)):
                 remote = stack.enter_context(_tcp_socket(address, port))
                 port = remote.getsockname()[1]
@@ -98,6 +99,11 @@ async def listen(
                 server.stop()
     if failure is not None:
         raise failure
+
+
+def _in_tls(reason: str) -> dict[str, str]:
+    """For the audit; TLS does not say from where."""
+    return {"who": "nobody", "from": "https", "code": "access.tls", "text": reason.lower()}
 
 
 def _hang_up(authority: Authority, servers: list[_Server]) -> None:

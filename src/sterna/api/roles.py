@@ -220,7 +220,10 @@ async def _guard(need: Need, inner: Handler, request: Request) -> Response:
             outcome = _of_exception(error)
             raise
         finally:
-            here.audit.note({**fields, **outcome})
+            if who.kind in need.doors and outcome["status"] >= 400:  # strangers, maybe many
+                here.audit.refused_soon({**fields, **outcome})
+            else:
+                here.audit.note({**fields, **outcome})
         return response
     number = await here.audit.begin(fields)
     try:

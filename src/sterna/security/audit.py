@@ -69,14 +69,24 @@ class Audit:
 
     async def refused(self, fields: Mapping[str, Any]) -> None:
         """Somebody may not. Waits for the disk, but never raises."""
-        counted = self._count(str(fields.get("from", "")))
-        if counted is None:
-            return
-        more = {"unwritten": counted} if counted else {}
+        line = self._refusal(fields)
         try:
-            await self._write({"what": "refused", **fields, **more}, is_owed=True)
+            if line is not None:
+                await self._write(line, is_owed=True)
         except AuditNotWritten as error:
             log.error("a refusal is not written yet: %s", error.facts)  # noqa: TRY400
+
+    def refused_soon(self, fields: Mapping[str, Any]) -> None:
+        """The same for who cannot wait."""
+        line = self._refusal(fields)
+        if line is not None and not self._is_closed:
+            self._thread.submit(self._append_or_owe, line)
+
+    def _refusal(self, fields: Mapping[str, Any]) -> dict[str, Any] | None:
+        counted = self._count(str(fields.get("from", "")))
+        if counted is None:
+            return None
+        return {"what": "refused", **fields, **({"unwritten": counted} if counted else {})}
 
     def _count(self, address: str) -> int | None:
         """None: not to be written; else how many of that address were not, before."""

@@ -112,18 +112,16 @@ class Authority:
         return self._again_by_key(one)
 
     def _again_by_key(self, one: Principal) -> Principal | None:
+        caller = self._trust.who(one.key) if self._trust is not None else None
+        if caller is not None and caller.is_guest:
+            return Principal(kind="guest", name=caller.name, key=one.key)
+        if caller is not None:
+            return Principal(kind="host", name=caller.name, role=caller.role, key=one.key)
         session = self.sessions.by_key(one.key)
         user = self.accounts.by_certificate(one.key) or (
             self.accounts.users.get(session.user) if session else None
         )
-        if user is not None:
-            return _of_user(user, one.key)
-        caller = self._trust.who(one.key) if self._trust is not None else None
-        if caller is None:
-            return None
-        if caller.is_guest:
-            return Principal(kind="guest", name=caller.name, key=one.key)
-        return Principal(kind="host", name=caller.name, role=caller.role, key=one.key)
+        return None if user is None else _of_user(user, one.key)
 
     def shows_somebody(self, fingerprint: str) -> bool:
         """Whether that certificate still proves anybody."""

@@ -48,6 +48,7 @@ class Trust:
         self._former: dict[str, str] = {}  # fingerprints replaced since: connections end with them
         self._followers: list[Callable[[], None]] = []
         self.programs: Callable[[], Iterable[str]] = tuple  # PEM; TLS lets them in, no more
+        self.refused: Callable[[str], None] = lambda _reason: None  # in TLS already, and why
         self.generation = 0  # of this host's own certificate, since the daemon began
         self._server: ssl.SSLContext | None = None
         self._lock = asyncio.Lock()
@@ -209,6 +210,7 @@ class Trust:
         """
         base = self._server_context()
         base.sni_callback = lambda sock, _name, _base: _swap(sock, self._server_context())
+        base.sslobject_class = _telling(lambda reason: self.refused(reason))  # noqa: PLW0108 - that of then
         return base
 
     def _server_context(self) -> ssl.SSLContext:
@@ -259,6 +261,22 @@ def _accept(context: ssl.SSLContext, record: PeerRecord) -> None:
     for pem in (record.certificate, record.next):
         if pem:
             context.load_verify_locations(cadata=pem)
+
+
+def _telling(refused: Callable[[str], None]) -> type[ssl.SSLObject]:
+    """Server's ends of TLS that tell why a handshake has failed."""
+
+    class Telling(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            try:
+                super().do_handshake()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLEOFError):
+                raise
+            except ssl.SSLError as error:
+                refused(str(getattr(error, "verify_message", "") or error.reason or "no TLS"))
+                raise
+
+    return Telling
 
 
 def _swap(sock: ssl.SSLObject, context: ssl.SSLContext) -> None:
