@@ -38,6 +38,8 @@ class Listen:
 
     address: str
     port: int = 7443
+    web_certificate: Path | None = None  # PEM, for browsers that ask for one of its names
+    web_key: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +170,9 @@ def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
 
 
 def _check(config: Config, where: str) -> None:
+    listen = config.listen
+    if listen is not None and bool(listen.web_certificate) != bool(listen.web_key):
+        raise BadConfig(path=where, reason="listen.web_certificate and listen.web_key go together")
     for key, value in (
         ("listen.address", config.listen.address if config.listen else ""),
         ("migration.address", config.migration.address),

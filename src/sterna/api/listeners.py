@@ -33,6 +33,7 @@ from sterna.security import local as local_users
 from sterna.security.audit import Audit
 from sterna.security.authority import Authority
 from sterna.security.trust import Trust
+from sterna.security.web import Web
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class HTTPS:
     address: str
     port: int
     trust: Trust
+    web: Web | None = None  # what browsers meet
     more: tuple[str, ...] = ()  # addresses of migration networks, where files of moves arrive
 
 
@@ -292,7 +294,7 @@ def _tcp_socket(address: str, port: int) -> Any:
 
 def _tls(https: HTTPS) -> ssl.SSLContext:
     try:
-        return https.trust.listener()
+        return https.trust.listener(https.web)
     except (OSError, ssl.SSLError) as error:
         own = https.trust.own
         raise ListenFailed(

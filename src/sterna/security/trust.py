@@ -22,6 +22,7 @@ from sterna.model.access import Role
 from sterna.model.trust import PeerRecord, PeerRole
 from sterna.security import identity
 from sterna.security.identity import Identity
+from sterna.security.web import Web
 
 log = logging.getLogger(__name__)
 
@@ -203,13 +204,18 @@ class Trust:
 
     # ---- TLS -------------------------------------------------------------------------------
 
-    def listener(self) -> ssl.SSLContext:
+    def listener(self, web: Web | None = None) -> ssl.SSLContext:
         """For a listener's whole life: each connection that it accepts gets the trust of now.
 
-        Raises OSError, ssl.SSLError.
+        Who asks for a name of `web` meets that, and shows no certificate. Raises OSError, ssl.SSLError.
         """
         base = self._server_context()
-        base.sni_callback = lambda sock, _name, _base: _swap(sock, self._server_context())
+
+        def choose(sock: ssl.SSLObject, name: str | None, _base: ssl.SSLContext) -> None:
+            given = web.context(name) if web is not None else None
+            sock.context = given or self._server_context()
+
+        base.sni_callback = choose
         base.sslobject_class = _telling(lambda reason: self.refused(reason))  # noqa: PLW0108 - that of then
         return base
 
@@ -277,10 +283,6 @@ def _telling(refused: Callable[[str], None]) -> type[ssl.SSLObject]:
                 raise
 
     return Telling
-
-
-def _swap(sock: ssl.SSLObject, context: ssl.SSLContext) -> None:
-    sock.context = context
 
 
 def _fingerprints(record: PeerRecord) -> set[str]:
