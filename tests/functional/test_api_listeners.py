@@ -246,6 +246,21 @@ async def test_a_connection_that_says_nothing_is_dropped(tmp_path, monkeypatch):
 
 
 @in_loop
+async def test_strangers_never_keep_hosts_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(listeners, "MAX_UNKNOWN", 3)
+    async with an_api(tmp_path, https(tmp_path)) as api:
+        context = ssl.create_default_context(cafile=str(tmp_path / "identity/certificate.pem"))
+        idle = [await asyncio.open_connection("127.0.0.1", api.port, ssl=context) for _ in range(3)]
+        with pytest.raises(HUNG_UP):
+            await over_tls(tmp_path, api.port, who="")
+        assert (await over_tls(tmp_path, api.port))[0] == 200
+        await hang_up(idle.pop()[1])
+        assert (await over_tls(tmp_path, api.port, who=""))[0] == 401
+        for _, writer in idle:
+            await hang_up(writer)
+
+
+@in_loop
 async def test_a_body_that_dawdles_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(access, "BODY_S", 0.05)
     async with an_api(tmp_path) as api:

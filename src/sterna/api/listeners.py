@@ -43,6 +43,7 @@ FIRST_REQUEST_S = 20.0  # a connection that sends no request for so long is drop
 IDLE_S = 60  # between two requests of one connection
 MAX_HEADERS = 32 << 10  # bytes of request line and headers
 MAX_CONNECTIONS = 256  # for each listener, event streams included
+MAX_UNKNOWN = 192  # of them without a certificate: strangers never keep hosts out
 BACKLOG = 128
 MAX_SOCKET_PATH = 107  # bytes, sun_path of unix(7)
 
@@ -148,6 +149,10 @@ class _Connection(H11Protocol):
             CERTIFICATE: self.shown,
             LOCAL: local_users.credentials(sock) if tls is None and sock is not None else None,
         }
+        if tls is not None and not self.shown:
+            unknown = sum(not getattr(one, "shown", "") for one in self.connections)
+            if unknown > MAX_UNKNOWN:  # this one is counted
+                transport.abort()
         self._silence = self.loop.call_later(FIRST_REQUEST_S, self._still_silent)
 
     def connection_lost(self, exc: Exception | None) -> None:

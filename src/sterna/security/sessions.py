@@ -27,8 +27,8 @@ class Session:
     key: str  # SHA-256 of the id; the id itself is the browser's
     user: str
     csrf: str = field(repr=False)
-    began: float = field(default_factory=clock.monotonic)
-    seen: float = field(default_factory=clock.monotonic)
+    began: float  # of the monotonic clock, as `seen`
+    seen: float
 
     @property
     def is_over(self) -> bool:
@@ -52,7 +52,8 @@ class Sessions:
         for old in own[: max(0, len(own) - MAX_OF_ONE + 1)]:
             self.end(old.key)
         name = secrets.token_urlsafe(32)
-        made = Session(_key(name), user, secrets.token_urlsafe(32))
+        now = clock.monotonic()
+        made = Session(_key(name), user, secrets.token_urlsafe(32), now, now)
         self._open[made.key] = made
         return name, made
 
