@@ -133,8 +133,7 @@ class Client:
 
     `certificate` pins: the host must show exactly one of that file's, or of those in `pem`. Without
     them the system's authorities decide. `identity`: paths of the certificate and key by which the
-    host knows us; `token` instead: an API token. `reason`: why all this is asked, for the audit.
-    `connect_s` bounds the time to reach the daemon.
+    host knows us. `headers` go with every request. `connect_s` bounds the time to reach the daemon.
     """
 
     def __init__(  # noqa: PLR0913 - all that a way to a host can need
@@ -144,17 +143,14 @@ class Client:
         certificate: Path | None = None,
         pem: str = "",
         identity: tuple[Path, Path] | None = None,
-        token: str = "",
-        reason: str = "",
+        headers: Mapping[str, str] | None = None,
         connect_s: float = CONNECT_S,
     ) -> None:
         self.url = url
         self._certificate = certificate
         self._pem = pem
         self._identity = identity
-        self._said = {"Authorization": f"Bearer {token}"} if token else {}
-        if reason:
-            self._said["Sterna-Reason"] = quote(reason)
+        self._headers = dict(headers or {})
         self._connect_s = connect_s
         parts = urlsplit(url)
         self.is_local = parts.scheme == "unix"
@@ -251,7 +247,7 @@ class Client:
             "Host": host,
             "Accept": "application/json",
             "Connection": "close",
-            **self._said,
+            **self._headers,
             **headers,
         }
         data = None

@@ -253,7 +253,7 @@ def test_bodies_of_strangers_are_small_and_quick_and_one(thief):
     assert b" 413 " in thief.send(head + b"Content-Length: 40000\r\n\r\n" + b"x" * 40000)
     chunked = head + b"Transfer-Encoding: chunked\r\n\r\n" + b"4e20\r\n" + b"x" * 20000 + b"\r\n"
     assert b" 413 " in thief.send(chunked + b"4e20\r\n" + b"x" * 20000 + b"\r\n")
-    slow = [head + b"Content-Length: 100\r\n\r\n", *[b"{" for _ in range(10)]]
+    slow = [head + b"Content-Length: 100\r\n\r\n", *[b"{" for _ in range(8)]]
     began = time.monotonic()
     assert b" 408 " in thief.send(slow)
     assert time.monotonic() - began < 9
@@ -378,6 +378,9 @@ def test_a_host_without_a_role_can_move_vms_and_nothing_else(thief, lab):
         if one.get("path") == "/v1/peer/reservations"
     ]  # fmt: skip
     assert (row["via"], row["status"]) == ("host:hv-a", 201)
+    refused = here.client.get("/v1/audit", {"who": "host:hv-b"})
+    (cli,) = [one for one in refused if "via" in one and one["what"] == "refused"]
+    assert (cli["who"], cli["code"]) == ("local:root", "access.role")
     begun = [one for one in here.client.get("/v1/operations") if one["kind"] == "move"]
     assert begun[0]["by"] == "local:root"
     assert "ticket 4711" in thief.admin.run("sterna audit list --vm tern")

@@ -20,7 +20,7 @@ import pytest
 
 from api_rig import API, an_api
 from operations_rig import in_loop
-from sterna.api import roles
+from sterna.api import events, roles
 from sterna.api.app import PUBLIC
 from sterna.api.listeners import HTTPS
 from sterna.api.routes import peer, trust
@@ -296,6 +296,23 @@ async def test_a_host_is_limited_to_moves_and_to_what_its_role_allows(tmp_path):
         # Nobody else speaks for others.
         await clients["token-operator"].post("/v1/vms/web:start", headers={"Sterna-For": "alice"})
         assert (await api.audit.find())[0]["who"] == "token:token-operator"
+
+
+@in_loop
+async def test_a_stream_ends_when_its_token_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(events, "ALIVE_S", 0.2)
+    async with everybody(tmp_path) as (api, clients):
+        wishes = TokenWishes(name="short", role=Role.VIEWER, expires_s=2)
+        text, _ = await api.authority.accounts.create_token(wishes, "test")
+        client = clients["nobody"]
+        headers = {"Authorization": f"Bearer {text}"}
+        async with (
+            asyncio.timeout(10),
+            client.stream("GET", "/v1/events", headers=headers) as answer,
+        ):
+            assert answer.status_code == 200
+            assert "still here" in "".join([line async for line in answer.aiter_lines()])
+        assert (await client.get("/v1/events", headers=headers)).status_code == 401
 
 
 CLIENT = """

@@ -12,6 +12,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sterna.cli import tokens
 from sterna.client import CONNECT_S, DEFAULT_SOCKET, Client
@@ -24,29 +25,35 @@ STATE_DIR = "/var/lib/sterna"
 def client(host: str, certificate: str, connect_s: float | None, reason: str = "") -> Client:
     """A client of `host`: a URL, a known name, or empty for this machine.
 
-    `reason` is for its audit. Over HTTPS an API token speaks for whoever has one. Raises HostUnknown for a name that is nowhere, BadConfig for a file that cannot be used,
-    NotAllowed for a user who may not speak for this machine.
+    `reason` is for its audit. Over HTTPS an API token speaks for whoever has one. Raises HostUnknown
+    for a name that is nowhere, BadConfig for a file that cannot be used, NotAllowed for a user who
+    may not speak for this machine.
     """
     timeout = CONNECT_S if connect_s is None else connect_s
+    said = {"Sterna-Reason": quote(reason)} if reason else {}
     if not host:
         run_dir = _daemon().get("run_dir")
         socket = Path(run_dir) / "sternad.sock" if run_dir else DEFAULT_SOCKET
-        return Client(f"unix://{socket}", connect_s=timeout, reason=reason)
+        return Client(f"unix://{socket}", headers=said, connect_s=timeout)
     if host.startswith("unix://"):
-        return Client(host, connect_s=timeout, reason=reason)
+        return Client(host, headers=said, connect_s=timeout)
     entry = {"url": host} if "://" in host else _entry(host)
     url = str(entry.get("url", ""))
     if url.startswith("unix://"):
-        return Client(url, connect_s=timeout, reason=reason)
+        return Client(url, headers=said, connect_s=timeout)
     pinned = certificate or entry.get("certificate")
-    token = tokens.of(url)
+    identity = None
+    if token := tokens.of(url):
+        said["Authorization"] = f"Bearer {token}"
+    elif url.startswith("https://"):
+        identity = _identity()
+        said["Sterna-For"] = quote(f"local:{os.environ.get('SUDO_USER') or 'root'}")
     return Client(
         url,
         certificate=Path(str(pinned)) if pinned else None,
         pem="" if pinned else str(entry.get("pem", "")),
-        identity=_identity() if url.startswith("https://") and not token else None,
-        token=token,
-        reason=reason,
+        identity=identity,
+        headers=said,
         connect_s=timeout,
     )
 
