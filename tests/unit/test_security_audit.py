@@ -1,9 +1,11 @@
 """The chain of the audit, its files cut, changed and full, and who is written how often."""
 
 import asyncio
+import contextlib
 import json
 import resource
 import shutil
+import signal
 
 import pytest
 
@@ -21,6 +23,19 @@ def written(folder, count=5):
         made.append({"what": "done", "who": f"user-{number}"})
     made.close()
     return folder / "audit-000001.jsonl"
+
+
+@contextlib.contextmanager
+def no_room(size):
+    """No file of this process grows beyond `size` bytes: the kernel's own refusal."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
 def changed(path, line, old, new):
@@ -83,18 +98,27 @@ def test_a_line_that_a_crash_has_cut_is_kept_apart_and_told(tmp_path):
         whole = file.read_bytes()
 
 
+def test_a_host_starts_on_a_full_disk_and_tells_later_what_was_cut(tmp_path):
+    file = written(tmp_path)
+    with file.open("ab") as out:
+        out.write(b'{"n":6,"prev":"')
+    with no_room(10):
+        one = Chain(tmp_path)
+        with pytest.raises(OSError):
+            one.append({"who": "alice"})
+    assert one.append({"who": "bob"}) == 7
+    one.close()
+    assert verify(tmp_path).broken == ""
+    torn = next(row for row in chain.entries(tmp_path) if row.get("what") == "torn")
+    assert "15 bytes, which could not be kept" in torn["text"]
+
+
 @in_loop
 async def test_a_full_disk_refuses_what_is_new_and_owes_what_is_done(tmp_path):
-    """A file may not grow: the kernel's own refusal, in this process."""
     one = Audit(tmp_path)
     first = await one.begin({"who": "alice"})
     size = sum(path.stat().st_size for path in chain.files(tmp_path))
-    import signal  # noqa: PLC0415
-
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, before[1]))
-    try:
+    with no_room(size + 20):
         await one.end(first, {"status": 200})  # it is done: never an error
         with pytest.raises(AuditNotWritten, match="nothing was done"):
             await one.begin({"who": "bob"})
@@ -103,9 +127,6 @@ async def test_a_full_disk_refuses_what_is_new_and_owes_what_is_done(tmp_path):
         assert "cannot be written" in one.problem
         assert sum(path.stat().st_size for path in chain.files(tmp_path)) == size
         assert verify(tmp_path).broken == ""
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, ignored)
     await one.begin({"who": "carol"})
     assert one.problem == ""
     rows = await one.find()

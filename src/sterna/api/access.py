@@ -40,6 +40,7 @@ LOCAL = "local"  # credentials of the process at the other end of a Unix socket
 LIMIT = "limit"  # bytes of the body, if fewer than for all
 COOKIE = "__Host-sterna"
 LOG_IN = ("POST", "/v1/sessions")  # a session that is there already counts for nothing
+NEVER_KEPT = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 DOORS = {  # what those may ask who are no principals yet
     "nobody": {("POST", "/v1/pairing"), LOG_IN},
     "guest": {("POST", "/v1/peer/paired")},
@@ -233,6 +234,7 @@ def _logging(send: Send, scope: Scope, began: float) -> Send:
             is_everyday = scope["method"] in ("GET", "HEAD") or "/files/" in scope["path"]
             level = logging.DEBUG if is_everyday else logging.INFO
             log.log(level, "%s %s: %d in %.0f ms", scope["method"], scope["path"], status, took)
+            message["headers"] = [*message.get("headers", ()), *NEVER_KEPT]
         await send(message)
 
     return logged
@@ -241,6 +243,8 @@ def _logging(send: Send, scope: Scope, began: float) -> Send:
 async def _refuse(error: SternaError, scope: Scope, receive: Receive, send: Send) -> None:
     # The connection ends: a body that nobody will read may still be on its way.
     headers = {"Connection": "close"}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     await answer(error, headers)(scope, receive, send)
 
 

@@ -28,7 +28,6 @@ ABORT = "abort"  # key of scope["state"]: drops the connection at once
 
 HEADERS = {
     "content-type": "text/event-stream",
-    "cache-control": "no-store",
     "x-accel-buffering": "no",
 }
 

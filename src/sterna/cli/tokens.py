@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from sterna.errors import BadAPIToken, NotAllowed
+from sterna.errors import BadAPIToken, BadHost, NotAllowed
 
 VARIABLE = "STERNA_TOKEN"
 MAX = 200  # bytes; ours have 69
@@ -19,14 +19,18 @@ def home() -> Path:
 
 
 def file_of(url: str) -> Path:
-    """Where the token for the host at `url` is kept."""
+    """Where the token for the host at `url` is kept. Raises BadHost."""
     parts = urlsplit(url)
-    name = f"{parts.hostname}-{parts.port or 7443}".replace("/", "_").replace(":", "_")
+    try:
+        port = parts.port or 7443
+    except ValueError as error:
+        raise BadHost(host=url, reason=str(error)) from error
+    name = f"{parts.hostname}-{port}".replace("/", "_").replace(":", "_")
     return home() / "tokens" / name
 
 
 def of(url: str) -> str:
-    """The token for that host; empty if there is none. Raises BadAPIToken, NotAllowed."""
+    """The token for that host; empty if there is none. Raises BadAPIToken, BadHost, NotAllowed."""
     if not url.startswith("https://"):
         return ""
     if given := os.environ.get(VARIABLE):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sterna import clock
-from sterna.errors import AuditNotWritten
+from sterna.errors import AuditNotWritten, StateNotWritten
 from sterna.security import chain
 from sterna.security.chain import Chain, Verdict
 
@@ -34,12 +34,15 @@ MAX_TEXT = 300  # characters of anything that a caller has chosen
 
 
 class Audit:
-    """The one of this host, below `directory`. Raises OSError if it cannot even be read."""
+    """The one of this host, below `directory`. Raises StateNotWritten if it cannot even be opened."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.problem = ""  # why it cannot be written
-        self._chain = Chain(directory)
+        try:
+            self._chain = Chain(directory)
+        except OSError as error:
+            raise StateNotWritten(path=directory, reason=error.strerror or str(error)) from error
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="audit")
         self._owed: deque[dict[str, Any]] = deque(maxlen=MAX_OWED)  # the thread's own
         self._refusals: OrderedDict[str, tuple[float, int]] = OrderedDict()

@@ -63,14 +63,23 @@ class Chain:
         self._open()
         self._head = os.open(directory / "head", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._look_at_head()
-        for found in self._found:
-            with contextlib.suppress(OSError):  # a full disk; `verify` sees it all the same
-                self.append(found)
+        self.tell_found()
 
     # ---- writing ---------------------------------------------------------------------------
 
+    def tell_found(self) -> None:
+        """Write down what was found at the start, unless the disk is full: then later."""
+        with contextlib.suppress(OSError):
+            while self._found:
+                self._append(self._found[0])
+                self._found.pop(0)
+
     def append(self, fields: dict[str, Any]) -> int:
         """Write a line, durably; its number. Raises OSError: then it is not there."""
+        self.tell_found()
+        return self._append(fields)
+
+    def _append(self, fields: dict[str, Any]) -> int:
         if self._size > MAX_FILE:
             self._begin()
         number = self._number + 1
@@ -136,15 +145,19 @@ class Chain:
         if not torn:
             return
         kept = self.directory / f"torn-{clock.now().replace(':', '')}"
-        fd = os.open(kept, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        text = f"the end of {path.name} was cut off in the middle of a line: {len(torn)} bytes"
         try:
-            _write(fd, torn, 0)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+            fd = os.open(kept, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                _write(fd, torn, 0)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:  # a full disk: the host starts all the same
+            lost = torn.decode(errors="replace")
+            text += f", which could not be kept ({error.strerror}): {lost}"
         self._size -= len(torn)
         os.ftruncate(self._fd, self._size)
-        text = f"the end of {path.name} was cut off in the middle of a line: {len(torn)} bytes"
         self._found.append({"what": "torn", "text": text, "kept": kept.name})
 
     def _look_at_head(self) -> None:
