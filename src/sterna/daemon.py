@@ -250,6 +250,7 @@ class Daemon:
         if (record := self.trust.get(name)) is not None:
             row["url"] = record.url
             row["certificate_ends"] = identity.end_of(record.certificate).isoformat()
+            row["role"] = record.role
         try:
             async with asyncio.timeout(PEER_S):
                 facts = await self.peers.get(name).facts()

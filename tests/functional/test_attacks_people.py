@@ -360,6 +360,9 @@ def test_a_host_without_a_role_can_move_vms_and_nothing_else(thief, lab):
     both = (thief.admin, there), (Administrator(there), here)
     for admin, other in both:
         admin.run(f"sterna host set-role {other.name} none")
+        assert f"{other.name} " in admin.run("sterna host list")
+        (row,) = [one for one in admin.host.client.get("/v1/hosts") if one["state"] == "up"]
+        assert (row["name"], row["role"]) == (other.name, "none")
     thief.before = thief.state()
     own = thief.thief()
     for method, path in (

@@ -40,6 +40,7 @@ class HostView(View):
     )
     version: str
     vms: int | None
+    role: str = Field("", description="What who speaks for it may do here; empty: it is this one")
     draining: bool = Field(False, description="It is being emptied: it takes and starts no VM")
 
 
