@@ -50,6 +50,8 @@ def fill(host: Host, folder: Path) -> Path:
 def test_nothing_new_begins_and_what_is_under_way_ends_well(lab):
     a, b = lab.hosts
     with small(a) as here, small(b) as there, traveller(lab, Load(memory_mb_s=5)) as guest:
+        for host in (a, b):
+            host.client.post("/v1/tokens", {"name": "stolen", "role": "admin"})
         lab.shape(Network.MIGRATION, "100mbit")
         move = guest.move(a, b)
         wait_until(lambda: guest.phase_of(a, move) == "memory", "the move to carry memory")
@@ -61,6 +63,8 @@ def test_nothing_new_begins_and_what_is_under_way_ends_well(lab):
             assert len(host.client.get("/v1/vms")) == vms
             with pytest.raises(AuditNotWritten):
                 host.client.post("/v1/vms/tern:pause")
+            host.client.delete("/v1/tokens/stolen")  # trust ends all the same
+            assert host.client.get("/v1/tokens") == []
             assert any("audit" in one for one in host.client.get("/v1/host")["problems"])
         lab.shape(Network.MIGRATION, None)
         done = guest.ended(a, move)
@@ -73,6 +77,7 @@ def test_nothing_new_begins_and_what_is_under_way_ends_well(lab):
         b.client.post("/v1/vms/tern:resume")
         late = [one for one in b.client.get("/v1/audit") if one.get("late")]
         assert any(one["path"].endswith(":take") for one in late)
+        assert any(one["path"] == "/v1/tokens/stolen" and one["status"] == 204 for one in late)
         for host in (a, b):
             Administrator(host).run("sterna audit verify")
             assert not host.client.get("/v1/host")["problems"]

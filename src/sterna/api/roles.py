@@ -25,6 +25,7 @@ from sterna import actor
 from sterna.api.access import BEHALF, ORIGIN, PRINCIPAL, REASON
 from sterna.api.services import Services
 from sterna.errors import (
+    AuditNotWritten,
     NotFound,
     OperationNotFound,
     RoleTooLow,
@@ -45,6 +46,7 @@ class Record(Enum):
 
     NOTHING = "nothing"  # it only looks, or its handler writes it down itself
     FIRST = "first"  # before it is done, or it is not done; and its outcome
+    URGENT = "urgent"  # as FIRST, but it is done even if that cannot be written: trust that ends
     AFTER = "after"  # its outcome, soon: the audit never delays nor stops it
 
 
@@ -211,21 +213,13 @@ async def _guard(need: Need, inner: Handler, request: Request) -> Response:
     if need.record is Record.NOTHING:
         return await _watched(inner, request, fields, here)
     if need.record is Record.AFTER:
-        response: Response | None = None
-        outcome: dict[str, Any] = {"status": _CUT_OFF}
-        try:
-            response = await inner(request)
-            outcome = _of_response(response)
-        except Exception as error:
-            outcome = _of_exception(error)
+        return await _late(inner, request, fields, here, is_stranger=who.kind in need.doors)
+    try:
+        number = await here.audit.begin(fields)
+    except AuditNotWritten:
+        if need.record is not Record.URGENT:
             raise
-        finally:
-            if who.kind in need.doors and outcome["status"] >= 400:  # strangers, maybe many
-                here.audit.refused_soon({**fields, **outcome})
-            else:
-                here.audit.note({**fields, **outcome})
-        return response
-    number = await here.audit.begin(fields)
+        return await _late(inner, request, fields, here)
     try:
         response = await inner(request)
     except Exception as error:
@@ -236,6 +230,30 @@ async def _guard(need: Need, inner: Handler, request: Request) -> Response:
         raise
     await here.audit.end(number, _of_response(response))
     return response
+
+
+async def _late(
+    inner: Handler,
+    request: Request,
+    fields: dict[str, Any],
+    here: Services,
+    *,
+    is_stranger: bool = False,
+) -> Response:
+    """Its outcome is written when that can be."""
+    outcome: dict[str, Any] = {"status": _CUT_OFF}
+    try:
+        response = await inner(request)
+        outcome = _of_response(response)
+        return response
+    except Exception as error:
+        outcome = _of_exception(error)
+        raise
+    finally:
+        if is_stranger and outcome["status"] >= 400:  # there may be many
+            here.audit.refused_soon({**fields, **outcome})
+        else:
+            here.audit.note({**fields, **outcome})
 
 
 async def _watched(

@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from sterna.api import roles
 from sterna.api.access import ORIGIN
 from sterna.api.answers import answer
-from sterna.api.roles import needs, reads
+from sterna.api.roles import Record, needs, reads
 from sterna.api.services import Here
 from sterna.api.views import MeView, NewTokenView, TokenView, UserView
 from sterna.errors import NotAllowed
@@ -67,7 +67,7 @@ async def change_user(name: str, changes: UserChanges, here: Here) -> Response:
 
 
 @router.delete("/users/{name}", status_code=204)
-@needs(Role.ADMIN)
+@needs(Role.ADMIN, record=Record.URGENT)
 async def delete_user(name: str, here: Here) -> Response:
     """Let that user in no more, at once."""
     await here.authority.accounts.delete_user(name)
@@ -108,7 +108,7 @@ async def create_token(wishes: TokenWishes, here: Here, request: Request) -> Res
 
 
 @router.delete("/tokens/{name}", status_code=204)
-@needs(Role.ADMIN)
+@needs(Role.ADMIN, record=Record.URGENT)
 async def revoke(name: str, here: Here) -> Response:
     """Take a token back, at once."""
     await here.authority.accounts.revoke(name)

@@ -59,7 +59,7 @@ async def change(name: str, changes: PeerChanges, here: Here) -> Response:
 
 
 @router.delete("/peers/{name}", response_model=DistrustView)
-@needs(Role.ADMIN)
+@needs(Role.ADMIN, record=Record.URGENT)
 async def distrust(name: str, here: Here) -> Response:
     """Trust that host no more, at once; moves under way with it are undone."""
     return answer({"operations": await here.pairing.distrust(name)})
