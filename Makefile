@@ -90,6 +90,7 @@ fuzz: setup-dev ## search for input that the codec does not survive (SECONDS=300
 
 bench: setup-dev ## start of the command line; moves beside QEMU's own, virsh and qemu-img
 	$(BIN)/python bench/startup.py
+	$(BIN)/python bench/requests.py --check
 	$(BIN)/python bench/relay.py --large-gib 8
 	$(ROOT) $(BIN)/python bench/check.py --check
 	$(ROOT) $(BIN)/python bench/pause.py --check

@@ -30,6 +30,9 @@ from sterna.model.edge import dump
 from sterna.model.host import HostFacts, PoolFacts, QEMUFacts, SwitchFacts
 from sterna.model.vm import Ownership, OwnershipState
 from sterna.operations.runner import Job, Runner
+from sterna.security.audit import Audit
+from sterna.security.authority import Authority
+from sterna.security.local import Locals
 
 
 class MemoryVMs:
@@ -184,7 +187,9 @@ class API:
     vms: MemoryVMs
     moves: ScriptedMoves
     socket: Path
-    port: int = 0
+    port: int
+    authority: Authority
+    audit: Audit
 
     async def ask(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
@@ -274,7 +279,11 @@ class Stream:
 
 @contextlib.asynccontextmanager
 async def an_api(folder: Path, https: HTTPS | None = None) -> AsyncIterator[API]:
-    async with a_runner(folder) as runner:
+    authority = Authority("alpha", folder / "access", https.trust if https else None, Locals())
+    audit = Audit(folder / "audit")
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(audit.close)
+        runner = await stack.enter_async_context(a_runner(folder))
         vms = MemoryVMs(runner)
         moves = ScriptedMoves(vms)
 
@@ -307,8 +316,12 @@ async def an_api(folder: Path, https: HTTPS | None = None) -> AsyncIterator[API]
                 operations=runner,
                 moves=moves,
                 storage_moves=moves,
+                authority=authority,
+                audit=audit,
             )
         )
-        async with listen(app, folder / "s.sock", https) as listening:
-            assert isinstance(listening, Listening)
-            yield API(app, runner, vms, moves, listening.socket, listening.port)
+        listening = await stack.enter_async_context(
+            listen(app, folder / "s.sock", authority, audit, https)
+        )
+        assert isinstance(listening, Listening)
+        yield API(app, runner, vms, moves, listening.socket, listening.port, authority, audit)

@@ -17,7 +17,18 @@ from sterna.lab.links import CLIENT, Network
 
 MakeLab = Callable[..., Lab]
 # Below a host's state: what a test may have changed, beside VMs.
-RECORDS = ("switches", "pools", "settings", "kept", "ports", "drain", "peers", "identity")
+RECORDS = (
+    "switches",
+    "pools",
+    "settings",
+    "kept",
+    "ports",
+    "drain",
+    "peers",
+    "identity",
+    "users",
+    "tokens",
+)
 
 
 @pytest.fixture

@@ -133,22 +133,24 @@ class Client:
 
     `certificate` pins: the host must show exactly one of that file's, or of those in `pem`. Without
     them the system's authorities decide. `identity`: paths of the certificate and key by which the
-    host knows us. `connect_s` bounds the time to reach the daemon.
+    host knows us. `headers` go with every request. `connect_s` bounds the time to reach the daemon.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that a way to a host can need
         self,
         url: str,
         *,
         certificate: Path | None = None,
         pem: str = "",
         identity: tuple[Path, Path] | None = None,
+        headers: Mapping[str, str] | None = None,
         connect_s: float = CONNECT_S,
     ) -> None:
         self.url = url
         self._certificate = certificate
         self._pem = pem
         self._identity = identity
+        self._headers = dict(headers or {})
         self._connect_s = connect_s
         parts = urlsplit(url)
         self.is_local = parts.scheme == "unix"
@@ -172,6 +174,20 @@ class Client:
     def patch(self, path: str, body: Any) -> Any:
         """Send changes (JSON types) and return the answer's JSON."""
         return self._ask("PATCH", path, body, CHANGE_S)
+
+    def put(self, path: str, body: Any) -> Any:
+        """Set something (JSON types) and return the answer's JSON."""
+        return self._ask("PUT", path, body, CHANGE_S)
+
+    def text(self, path: str, wait_s: float = READ_S) -> Generator[bytes]:
+        """What is at `path` as it is, as it comes."""
+        connection = self._connect(wait_s)
+        try:
+            yield from self._send(connection, "GET", path, None, {}).pieces()
+        except (OSError, BadAnswer) as error:
+            raise self._unreachable(error) from error
+        finally:
+            connection.close()
 
     def delete(self, path: str, query: Mapping[str, Any] | None = None) -> Any:
         return self._ask("DELETE", path + _query(query), None, CHANGE_S)
@@ -227,7 +243,13 @@ class Client:
     ) -> Answer:
         """The answer, its body not yet read. Raises the daemon's error if it answers with one."""
         host = "localhost" if self.is_local else urlsplit(self.url).netloc.rpartition("@")[2]
-        headers = {"Host": host, "Accept": "application/json", "Connection": "close", **headers}
+        headers = {
+            "Host": host,
+            "Accept": "application/json",
+            "Connection": "close",
+            **self._headers,
+            **headers,
+        }
         data = None
         if body is not None:
             data = json.dumps(body).encode()
@@ -261,8 +283,8 @@ class Client:
         if isinstance(error, PermissionError):
             return NotAllowed(
                 what=f"using {self._path}",
-                reason="the socket of sternad is for root only",
-                fix="Run the command with sudo, or --host HOST on a machine that this one trusts",
+                reason="the socket of sternad is for root and for one group",
+                fix="Run the command with sudo; or let an administrator add you to the group sterna",
             )
         return DaemonUnreachable(url=self.url, reason=_reason(error))
 

@@ -38,6 +38,18 @@ class Listen:
 
     address: str
     port: int = 7443
+    web_certificate: Path | None = None  # PEM, for browsers that ask for one of its names
+    web_key: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Who may use the Unix socket besides root."""
+
+    __pydantic_config__ = STRICT
+
+    group: str | None = None  # its members may; default: sterna, if there is one; "": nobody
+    group_role: Literal["viewer", "operator", "migrator", "admin"] = "migrator"  # that they have
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,12 +87,13 @@ class Config:
     run_dir: Path = Path("/run/sterna")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     listen: Listen | None = None
+    access: Access = Access()
     qemu: QEMU = QEMU()
     migration: Migration = Migration()
 
     @property
     def socket(self) -> Path:
-        """The daemon's Unix socket, for local root only."""
+        """The daemon's Unix socket, for root and the group of `access`."""
         return self.run_dir / "sternad.sock"
 
     @property
@@ -157,6 +170,9 @@ def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
 
 
 def _check(config: Config, where: str) -> None:
+    listen = config.listen
+    if listen is not None and bool(listen.web_certificate) != bool(listen.web_key):
+        raise BadConfig(path=where, reason="listen.web_certificate and listen.web_key go together")
     for key, value in (
         ("listen.address", config.listen.address if config.listen else ""),
         ("migration.address", config.migration.address),

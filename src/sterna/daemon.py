@@ -49,6 +49,9 @@ from sterna.operations.runner import Runner
 from sterna.port.service import Ports
 from sterna.qemu import capabilities, cpus
 from sterna.security import identity
+from sterna.security import local as local_users
+from sterna.security.audit import Audit
+from sterna.security.authority import Authority
 from sterna.security.trust import Trust
 from sterna.vms.drives import Drives
 from sterna.vms.inspection import Inspections
@@ -96,6 +99,9 @@ class Daemon:
         self.plugs = Plugs(self.vms)
         self.drives = Drives(self.vms)
         self.doubts = Doubts(self.vms, self.peers, self.incoming)
+        self.audit = Audit(settings.state_dir / "audit")
+        who_is_local = local_users.of(settings)
+        self.authority = Authority(settings.name, settings.state_dir, self.trust, who_is_local)
         self.pairing = Pairing(settings, self.trust, self.peers, self.incoming, self.runner)
 
     async def facts(self, *, with_switches: bool = True) -> HostFacts:
@@ -116,6 +122,7 @@ class Daemon:
                 ("settings", self.settings.damaged),
                 ("drained VM", self.drains.damaged),
                 ("peer", self.trust.damaged),
+                ("user or token", self.authority.accounts.damaged),
             )
             for item in damaged
         ]
@@ -124,6 +131,8 @@ class Daemon:
             for one in self.settings.lost
         ]
         problems += self.trust.problems
+        if self.audit.problem:
+            problems.append(self.audit.problem)
         journal = self.runner.journal
         problems += [error.message for error in journal.damaged]
         if journal.problem:
@@ -211,6 +220,8 @@ class Daemon:
             several=self.several,
             drains=self.drains,
             pairing=self.pairing,
+            audit=self.audit,
+            authority=self.authority,
         )
 
     async def hosts(self) -> list[dict[str, Any]]:
@@ -239,6 +250,7 @@ class Daemon:
         if (record := self.trust.get(name)) is not None:
             row["url"] = record.url
             row["certificate_ends"] = identity.end_of(record.certificate).isoformat()
+            row["role"] = record.role
         try:
             async with asyncio.timeout(PEER_S):
                 facts = await self.peers.get(name).facts()
@@ -308,7 +320,8 @@ async def run(settings: Config) -> None:
     daemon = await assemble(settings)
     await daemon.start()
     try:
-        async with serve(build(daemon.services()), settings, daemon.trust):
+        app = build(daemon.services())
+        async with serve(app, settings, daemon.trust, daemon.authority, daemon.audit):
             logger.info("sternad %s of host %s is ready", __version__, settings.name)
             await stop.wait()
             logger.info("stopping; guests run on")
@@ -317,6 +330,7 @@ async def run(settings: Config) -> None:
         daemon.incoming.parts.close()
         await daemon.peers.close()
         await daemon.runner.journal.close()
+        await daemon.audit.close()
 
 
 @contextlib.contextmanager

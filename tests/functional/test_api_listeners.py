@@ -21,6 +21,9 @@ from sterna.config import Config, Listen
 from sterna.errors import ListenFailed
 from sterna.model.trust import PeerRecord
 from sterna.security import identity
+from sterna.security.audit import Audit
+from sterna.security.authority import Authority
+from sterna.security.local import Locals
 from sterna.security.trust import Trust
 
 pytestmark = pytest.mark.functional
@@ -30,6 +33,14 @@ HUNG_UP = (ssl.SSLError, ConnectionError, IndexError)  # the last: nothing came 
 
 def bare_app():
     return build(Services(**{one.name: None for one in fields(Services)} | {"name": "alpha"}))
+
+
+def guards(folder: Path, trust: Trust | None = None) -> tuple[Authority, Audit]:
+    return Authority("alpha", folder / "access", trust, Locals()), Audit(folder / "audit")
+
+
+def bare(folder: Path, path: Path):
+    return (bare_app(), path, *guards(folder))
 
 
 def known(folder: Path, name: str) -> PeerRecord:
@@ -95,7 +106,7 @@ async def test_a_dead_socket_is_replaced_and_a_living_one_is_not(tmp_path):
     async with an_api(tmp_path) as api:
         assert (await api.ask("GET", "/v1"))[0] == 200
         with pytest.raises(ListenFailed, match="another sternad"):
-            async with listen(bare_app(), path):
+            async with listen(*bare(tmp_path, path)):
                 pass
         assert (await api.ask("GET", "/v1"))[0] == 200
     assert not path.exists()
@@ -105,11 +116,11 @@ async def test_a_dead_socket_is_replaced_and_a_living_one_is_not(tmp_path):
 async def test_a_socket_that_cannot_be_made_is_one_sentence(tmp_path):
     deep = tmp_path / ("x" * 60) / ("y" * 60) / "s.sock"
     with pytest.raises(ListenFailed, match="too long"):
-        async with listen(bare_app(), deep):
+        async with listen(*bare(tmp_path, deep)):
             pass
     (tmp_path / "file").write_text("")
     with pytest.raises(ListenFailed, match=r"cannot listen on .*: File exists"):
-        async with listen(bare_app(), tmp_path / "file" / "s.sock"):
+        async with listen(*bare(tmp_path, tmp_path / "file" / "s.sock")):
             pass
 
 
@@ -124,7 +135,7 @@ async def test_https_asks_for_a_known_certificate_and_the_socket_does_not(tmp_pa
                 status, _, problem = await over_tls(
                     tmp_path, api.port, who="", path=path, headers=headers
                 )
-                assert (status, problem["code"]) == (401, "access.denied")
+                assert (status, problem["code"]) == (401, "access.not-proven")
         with pytest.raises(HUNG_UP):
             await over_tls(tmp_path, api.port, who="gamma")
 
@@ -161,11 +172,13 @@ async def test_the_configuration_says_where_it_listens(tmp_path):
         listen=Listen(address="127.0.0.1", port=0),
     )
     trust = trust_of(tmp_path)
-    async with serve(bare_app(), settings, trust) as listening:
+    async with serve(bare_app(), settings, trust, *guards(tmp_path, trust)) as listening:
         assert listening.socket == tmp_path / "sternad.sock"
         answer = await over_tls(tmp_path, listening.port, path="/v1/openapi.json")
         assert (answer[0], answer[2]["info"]["title"]) == (200, "Sterna")
-    async with serve(bare_app(), replace(settings, listen=None), trust) as listening:
+    async with serve(
+        bare_app(), replace(settings, listen=None), trust, *guards(tmp_path, trust)
+    ) as listening:
         assert listening.port == 0
 
 
@@ -196,7 +209,7 @@ async def test_an_application_without_a_listener_that_vouches_refuses_everything
         "http_version": "1.1",
     }  # fmt: skip
     await bare_app()(scope, receive, send)
-    assert sent[0]["status"] == 403
+    assert sent[0]["status"] == 401
 
 
 @in_loop
@@ -204,12 +217,12 @@ async def test_https_that_cannot_listen_leaves_no_socket_behind(tmp_path):
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ListenFailed, match=f"127.0.0.1 port {port}"):
-            async with listen(bare_app(), tmp_path / "s.sock", https(tmp_path, port)):
+            async with listen(*bare(tmp_path, tmp_path / "s.sock"), https(tmp_path, port)):
                 pass
     wanted = https(tmp_path)
     (tmp_path / "identity" / "key.pem").write_text("no key")
     with pytest.raises(ListenFailed, match="do not serve"):
-        async with listen(bare_app(), tmp_path / "s.sock", wanted):
+        async with listen(*bare(tmp_path, tmp_path / "s.sock"), wanted):
             pass
     assert list(tmp_path.glob("s.sock*")) == []
 
@@ -217,7 +230,7 @@ async def test_https_that_cannot_listen_leaves_no_socket_behind(tmp_path):
 @in_loop
 async def test_what_goes_wrong_inside_is_raised_as_it_is_after_the_listeners_ended(tmp_path):
     with pytest.raises(ZeroDivisionError):
-        async with listen(bare_app(), tmp_path / "s.sock"):
+        async with listen(*bare(tmp_path, tmp_path / "s.sock")):
             raise ZeroDivisionError
     assert list(tmp_path.glob("s.sock*")) == []
 
@@ -230,6 +243,21 @@ async def test_a_connection_that_says_nothing_is_dropped(tmp_path, monkeypatch):
         writer.write(b"GET /v1 HTTP/1.1\r\nHost:")
         assert await reader.read() == b""
         await hang_up(writer)
+
+
+@in_loop
+async def test_strangers_never_keep_hosts_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(listeners, "MAX_UNKNOWN", 3)
+    async with an_api(tmp_path, https(tmp_path)) as api:
+        context = ssl.create_default_context(cafile=str(tmp_path / "identity/certificate.pem"))
+        idle = [await asyncio.open_connection("127.0.0.1", api.port, ssl=context) for _ in range(3)]
+        with pytest.raises(HUNG_UP):
+            await over_tls(tmp_path, api.port, who="")
+        assert (await over_tls(tmp_path, api.port))[0] == 200
+        await hang_up(idle.pop()[1])
+        assert (await over_tls(tmp_path, api.port, who=""))[0] == 401
+        for _, writer in idle:
+            await hang_up(writer)
 
 
 @in_loop

@@ -154,6 +154,7 @@ def test_hosts_are_listed_and_shown(sterna, sternad):
         "https://10.0.0.3:7443",
         "-",
         "-",
+        "-",
         "connection",
         "refused",
     ]

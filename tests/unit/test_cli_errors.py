@@ -54,8 +54,8 @@ def test_a_socket_that_is_not_for_you_is_said_so(sternad, tmp_path):
     )
     assert done.returncode == 5, done.stderr
     assert done.stderr.splitlines()[-2:] == [
-        f"sterna: using {sternad.path} is not allowed: the socket of sternad is for root only",
-        "fix: Run the command with sudo, or --host HOST on a machine that this one trusts",
+        f"sterna: using {sternad.path} is not allowed: the socket of sternad is for root and for one group",
+        "fix: Run the command with sudo; or let an administrator add you to the group sterna",
     ]
 
 

@@ -1,9 +1,9 @@
-"""Who may ask, and how much at once: pure ASGI, around everything else.
+"""Who asks, and how much at once: pure ASGI, around everything else.
 
-Promises: a request is trusted because of the listener it came in by, or because of the certificate that
-its connection has shown; an application that nobody put behind `trusted` or `certificate_required`
-refuses everything. A body is
-whole, small and quick, or the routes never see it.
+Promises: a request is its principal's because of what its connection or its headers prove, which
+`Authority` judges; an application that nobody put behind `proven` refuses everything. Who is nobody,
+or only a guest, finds a few doors and no more, with little time and room. A body is whole, small
+and quick, or the routes never see it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import MutableMapping
+from http.cookies import CookieError, SimpleCookie
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sterna import clock
 from sterna.api.problems import answer
-from sterna.errors import NotAllowed, SternaError, TooLarge, TooSlow
+from sterna.errors import BadSpec, Denied, NotProven, SternaError, TooLarge, TooSlow
+from sterna.model.access import MAX_REASON, Principal
+from sterna.security.audit import short
+from sterna.security.authority import PAIR, Shown
 
 log = logging.getLogger(__name__)
 
@@ -25,65 +30,144 @@ MAX_BODY = 4 << 20  # bytes; a large spec has 100 kB, the UEFI variables of a mo
 BODY_S = 30.0  # for all of it, from the first byte of the headers
 BODY_JOIN_S = 5.0  # of somebody whom nobody knows
 MAX_JOIN = 32 << 10  # bytes; a certificate and a few names
-ACCESS = "access"  # key of scope["state"]: "local", "peer", "guest" or "nobody"
-CALLER = "caller"  # the name of the peer
+PRINCIPAL = "principal"  # key of scope["state"]: who asks
+ORIGIN = "origin"  # where from: an address, or "unix"
+REASON = "reason"  # why, as the caller says
+BEHALF = "behalf"  # for whom a host asks, as that host says
+STILL = "still"  # whether the principal would still be let in
 CERTIFICATE = "certificate"  # fingerprint of what the connection has shown; empty: nothing
+LOCAL = "local"  # credentials of the process at the other end of a Unix socket
 LIMIT = "limit"  # bytes of the body, if fewer than for all
-JOIN = ("POST", "/v1/pairing")
-JOINED = ("POST", "/v1/peer/paired")
+COOKIE = "__Host-sterna"
+LOG_IN = ("POST", "/v1/sessions")  # a session that is there already counts for nothing
+NEVER_KEPT = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+DOORS = {  # what those may ask who are no principals yet
+    "nobody": {("POST", "/v1/pairing"), LOG_IN},
+    "guest": {("POST", "/v1/peer/paired")},
+}
 
 
-def trusted(app: ASGIApp) -> ASGIApp:
-    """For a listener that only the administrator of this host can reach."""
+class Judge(Protocol):
+    """Who is at the other end, by all that it shows."""
+
+    host: str
+
+    async def who(self, shown: Shown) -> Principal: ...
+    def is_valid(self, principal: Principal) -> bool: ...
+
+
+class Witness(Protocol):
+    """Writes down who was refused."""
+
+    async def refused(self, fields: dict[str, Any]) -> None: ...
+
+
+def proven(app: ASGIApp, judge: Judge, witness: Witness) -> ASGIApp:
+    """For every listener: who asks is known before anything else is looked at."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        _state(scope)[ACCESS] = "local"
-        await app(scope, receive, send)
-
-    return serve
-
-
-class Trusting(Protocol):
-    """Who is at the other end, by the fingerprint of the certificate that was shown."""
-
-    async def seen(self, fingerprint: str) -> Any: ...
-
-
-def certificate_required(app: ASGIApp, trust: Trusting) -> ASGIApp:
-    """For a listener that others can reach: who asks is known by the certificate of the connection.
-
-    A host that joins has one door before it is known (JOIN), and one while it is a guest (JOINED).
-    """
-
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        state = _state(scope)
-        shown = state.get(CERTIFICATE, "")
-        caller = await trust.seen(shown) if shown else None
-        asked = (scope.get("method"), scope.get("path"))
-        if not shown and asked == JOIN:
-            state[ACCESS], state[LIMIT] = "nobody", MAX_JOIN
-        elif caller is not None and caller.is_guest and asked == JOINED:
-            state[ACCESS], state[LIMIT] = "guest", MAX_JOIN
-        elif caller is not None and not caller.is_guest:
-            state[ACCESS] = "peer"
-            state[CALLER] = caller.name
-        else:
-            reason = "its certificate is not known" if shown else "it shows no certificate"
-            error = NotAllowed(
-                what="this request",
-                reason=reason,
-                fix="Pair the two hosts: sterna host invite on one, sterna host join on the other",
-            )
-            log.warning("%s: %s", _client(scope), error.message)
-            await _refuse(error, scope, receive, send, status=401)
+        if scope["type"] != "http":
             return
+        state = _state(scope)
+        state[ORIGIN] = _origin(scope)
+        try:
+            principal = await judge.who(_shown(scope))
+            doors = DOORS.get(principal.kind)
+            if doors is not None:
+                if (scope["method"], scope["path"]) not in doors:
+                    raise _unknown(judge.host, state)
+                state[LIMIT] = MAX_JOIN
+            state[REASON] = _words(scope, b"sterna-reason")
+            state[BEHALF] = _words(scope, b"sterna-for") if principal.kind == "host" else ""
+        except (Denied, BadSpec) as error:
+            log.warning("%s: %s", state[ORIGIN], error.message)
+            if isinstance(error, Denied):
+                await witness.refused(
+                    {
+                        "who": "nobody",
+                        "from": state[ORIGIN],
+                        "method": short(scope["method"]),
+                        "path": short(scope["path"]),
+                        "status": error.status,
+                        "code": error.code,
+                        "text": error.message,
+                    }
+                )
+            await _refuse(error, scope, receive, send)
+            return
+        state[PRINCIPAL] = principal
+        state[STILL] = lambda: judge.is_valid(principal)
         await app(scope, receive, send)
 
     return serve
+
+
+def _unknown(host: str, state: MutableMapping[str, Any]) -> NotProven:
+    shown = state.get(CERTIFICATE, "")
+    reason = "its certificate is not known" if shown else "it shows no certificate and no token"
+    return NotProven(host=host, reason=reason, fix=PAIR)
+
+
+def _shown(scope: Scope) -> Shown:
+    state = _state(scope)
+    return Shown(
+        method=scope["method"],
+        local=state.get(LOCAL),
+        fingerprint=state.get(CERTIFICATE, ""),
+        token=_token(scope),
+        session=None if (scope["method"], scope["path"]) == LOG_IN else _cookie(scope),
+        csrf=_text(scope, b"x-csrf-token"),
+    )
+
+
+def _token(scope: Scope) -> str | None:
+    """What follows `Bearer`; empty, which is no token, for anything else that is said."""
+    found = _values(scope, b"authorization")
+    if not found:
+        return None
+    kind, _, token = found[0].decode("latin-1").partition(" ")
+    return token.strip() if len(found) == 1 and kind.lower() == "bearer" else ""
+
+
+def _cookie(scope: Scope) -> str | None:
+    """The session's; empty, which is no session, if there are several."""
+    found = [one.decode("latin-1") for one in _values(scope, b"cookie")]
+    text = "; ".join(found)
+    count = text.count(f"{COOKIE}=")
+    if not count:
+        return None
+    try:
+        morsel = SimpleCookie(text).get(COOKIE)
+    except CookieError:
+        return ""
+    return morsel.value if morsel is not None and count == 1 else ""
+
+
+def _words(scope: Scope, name: bytes) -> str:
+    """A header that people wrote, percent-encoded UTF-8. Raises BadSpec."""
+    text = unquote(_text(scope, name) or "")
+    if len(text) > MAX_REASON or not text.isprintable():
+        where = f"the header {name.decode()}"
+        raise BadSpec(where=where, reason=f"at most {MAX_REASON} printable characters")
+    return text
+
+
+def _text(scope: Scope, name: bytes) -> str | None:
+    found = _values(scope, name)
+    return found[0].decode("latin-1") if len(found) == 1 else None
+
+
+def _values(scope: Scope, name: bytes) -> list[bytes]:
+    return [value for key, value in scope["headers"] if key == name]
+
+
+def _origin(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else "unix"
 
 
 class Gate:
-    """Innermost of the three: refuses what is not trusted, reads the body, logs the request."""
+    """Within `proven`: refuses what is not trusted, reads the body, logs the request."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -92,9 +176,9 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if ACCESS not in _state(scope):
-            error: SternaError = NotAllowed(
-                what="this request", reason="its listener proves nothing", fix="Use another one"
+        if PRINCIPAL not in _state(scope):
+            error: SternaError = NotProven(
+                host="this host", reason="its listener proves nothing", fix="Use another one"
             )
             await _refuse(error, scope, receive, send)
             return
@@ -113,8 +197,8 @@ async def _body(scope: Scope, receive: Receive) -> bytes | None:
     is_small = LIMIT in _state(scope)
     limit: int = _state(scope).get(LIMIT, MAX_BODY)
     within_s = BODY_JOIN_S if is_small else BODY_S
-    length = _header(scope, b"content-length")
-    if length is not None and length.isdigit() and int(length) > limit:
+    length = _text(scope, b"content-length") or ""
+    if length.isascii() and length.isdigit() and int(length) > limit:
         raise TooLarge(limit=limit)
     pieces, size = [], 0  # joined once: growing one buffer costs more than all the rest
     try:
@@ -150,29 +234,20 @@ def _logging(send: Send, scope: Scope, began: float) -> Send:
             is_everyday = scope["method"] in ("GET", "HEAD") or "/files/" in scope["path"]
             level = logging.DEBUG if is_everyday else logging.INFO
             log.log(level, "%s %s: %d in %.0f ms", scope["method"], scope["path"], status, took)
+            message["headers"] = [*message.get("headers", ()), *NEVER_KEPT]
         await send(message)
 
     return logged
 
 
-async def _refuse(
-    error: SternaError, scope: Scope, receive: Receive, send: Send, status: int | None = None
-) -> None:
+async def _refuse(error: SternaError, scope: Scope, receive: Receive, send: Send) -> None:
     # The connection ends: a body that nobody will read may still be on its way.
     headers = {"Connection": "close"}
-    await answer(error, headers, status)(scope, receive, send)
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    await answer(error, headers)(scope, receive, send)
 
 
 def _state(scope: Scope) -> MutableMapping[str, Any]:
     state: MutableMapping[str, Any] = scope.setdefault("state", {})
     return state
-
-
-def _header(scope: Scope, name: bytes) -> bytes | None:
-    found = [value for key, value in scope["headers"] if key == name]
-    return found[0] if len(found) == 1 else None
-
-
-def _client(scope: Scope) -> str:
-    client = scope.get("client")
-    return str(client[0]) if client else "a local client"

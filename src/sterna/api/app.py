@@ -7,17 +7,20 @@ import asyncio
 from fastapi import FastAPI
 
 from sterna import __version__
-from sterna.api import problems
+from sterna.api import problems, roles
 from sterna.api.access import Gate
 from sterna.api.routes import (
+    audit,
     checkpoints,
     disks,
     events,
     operations,
     peer,
+    people,
     pools,
     port,
     root,
+    sessions,
     several,
     switches,
     trust,
@@ -26,7 +29,10 @@ from sterna.api.routes import (
 from sterna.api.services import Services
 from sterna.api.views import Problem
 
-PUBLIC = (root, trust, vms, several, checkpoints, switches, pools, disks, port, operations, events)
+PUBLIC = (
+    root, trust, people, sessions, audit, vms, several, checkpoints, switches, pools, disks, port,
+    operations, events,
+)  # fmt: skip
 SCHEMA = "/v1/openapi.json"
 DESCRIPTION = (
     "Hosts, VMs and moves. Long work is an operation: 202, Location, then /v1/operations/{id}. "
@@ -52,10 +58,10 @@ def build(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.state.closing = asyncio.Event()
-    for module in PUBLIC:
-        app.include_router(module.router)
-    app.include_router(peer.router, tags=["peer"], include_in_schema=False)
-    app.include_router(trust.between, include_in_schema=False)
+    routers = [*(module.router for module in PUBLIC), peer.router, trust.between]
+    roles.require_guards(app, routers, but=SCHEMA)
+    for router in routers:
+        app.include_router(router, include_in_schema=router not in (peer.router, trust.between))
     problems.install(app)
     app.add_middleware(Gate)
     return app

@@ -28,7 +28,6 @@ ABORT = "abort"  # key of scope["state"]: drops the connection at once
 
 HEADERS = {
     "content-type": "text/event-stream",
-    "cache-control": "no-store",
     "x-accel-buffering": "no",
 }
 
@@ -47,10 +46,12 @@ class EventStream(Response):
         self._events = events
         self._closing = closing
         self._name = name
+        self._may_go_on: Callable[[], bool] = lambda: True
         self._wire = asyncio.Lock()  # events and signs of life take turns
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        abort = scope.get("state", {}).get(ABORT, _nothing)
+        state = scope.get("state", {})
+        abort, self._may_go_on = state.get(ABORT, _nothing), state.get("still", lambda: True)
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         try:
             await send(start)
@@ -75,6 +76,8 @@ class EventStream(Response):
     async def _signs_of_life(self, send: Send) -> None:
         while True:
             await asyncio.sleep(ALIVE_S)
+            if not self._may_go_on():  # its token has expired, its session is over
+                return
             await self._write(send, ": still here\n\n")
 
     async def _write(self, send: Send, text: str) -> None:

@@ -1,8 +1,8 @@
-"""Listeners: the daemon's Unix socket for local root, and HTTPS for other hosts and remote users.
+"""Listeners: the daemon's Unix socket for local users, and HTTPS for other hosts and remote users.
 
-Promises: the Unix socket has mode 0600 from its first instant, and replaces only a dead one; HTTPS is
-TLS 1.3 and knows callers by the certificates that they show; a connection ends when its certificate
-is not trusted any more; leaving `listen` ends streams, lets requests under way
+Promises: the Unix socket has mode 0600 from its first instant until it is given to the group that
+may use it (0660), and replaces only a dead one; HTTPS is TLS 1.3; a connection ends when who is at
+its other end is not trusted any more; leaving `listen` ends streams, lets requests under way
 end within GRACE_S, and leaves no socket behind.
 """
 
@@ -25,11 +25,15 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sterna import clock
-from sterna.api.access import CERTIFICATE, certificate_required, trusted
+from sterna.api.access import CERTIFICATE, LOCAL, PRINCIPAL, proven
 from sterna.api.events import ABORT
 from sterna.errors import ListenFailed
 from sterna.security import identity
+from sterna.security import local as local_users
+from sterna.security.audit import Audit
+from sterna.security.authority import Authority
 from sterna.security.trust import Trust
+from sterna.security.web import Web
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,7 @@ FIRST_REQUEST_S = 20.0  # a connection that sends no request for so long is drop
 IDLE_S = 60  # between two requests of one connection
 MAX_HEADERS = 32 << 10  # bytes of request line and headers
 MAX_CONNECTIONS = 256  # for each listener, event streams included
+MAX_UNKNOWN = 192  # of them without a certificate: strangers never keep hosts out
 BACKLOG = 128
 MAX_SOCKET_PATH = 107  # bytes, sun_path of unix(7)
 
@@ -50,6 +55,7 @@ class HTTPS:
     address: str
     port: int
     trust: Trust
+    web: Web | None = None  # what browsers meet
     more: tuple[str, ...] = ()  # addresses of migration networks, where files of moves arrive
 
 
@@ -62,22 +68,26 @@ class Listening:
 
 
 @contextlib.asynccontextmanager
-async def listen(app: FastAPI, path: Path, https: HTTPS | None = None) -> AsyncIterator[Listening]:
+async def listen(
+    app: FastAPI, path: Path, authority: Authority, audit: Audit, https: HTTPS | None = None
+) -> AsyncIterator[Listening]:
     """Serve `app` on the Unix socket `path` and by `https` while the context lasts.
 
-    Raises ListenFailed, and then listens nowhere.
+    `authority` says who asks; `audit` is told who is refused. Raises ListenFailed, and then listens nowhere.
     """
     with contextlib.ExitStack() as stack:
-        local = stack.enter_context(_unix_socket(path))
-        listeners = [(local, _Server(trusted(app)))]
+        guarded = proven(app, authority, audit)
+        local = stack.enter_context(_unix_socket(path, authority.locals.gid))
+        listeners = [(local, _Server(guarded))]
         port = 0
         if https is not None:
             tls, port = _tls(https), https.port
+            https.trust.refused = lambda reason: audit.refused_soon(_in_tls(reason))
             for address in dict.fromkeys((https.address, *https.more)):
                 remote = stack.enter_context(_tcp_socket(address, port))
                 port = remote.getsockname()[1]
-                listeners.append((remote, _Server(certificate_required(app, https.trust), tls)))
-            https.trust.follow(lambda: _hang_up(https.trust, [server for _, server in listeners]))
+                listeners.append((remote, _Server(guarded, tls)))
+        authority.follow(lambda: _hang_up(authority, [server for _, server in listeners]))
         async with asyncio.TaskGroup() as group:
             for listener, server in listeners:
                 group.create_task(server.serve(sockets=[listener]), name="listener")
@@ -94,12 +104,27 @@ async def listen(app: FastAPI, path: Path, https: HTTPS | None = None) -> AsyncI
         raise failure
 
 
-def _hang_up(trust: Trust, servers: list[_Server]) -> None:
-    """End the connections of those who are not trusted any more, with all that is on them."""
+def _in_tls(reason: str) -> dict[str, str]:
+    """For the audit; TLS does not say from where."""
+    return {"who": "nobody", "from": "https", "code": "access.tls", "text": reason.lower()}
+
+
+def _hang_up(authority: Authority, servers: list[_Server]) -> None:
+    """End the connections of those who are not any more who they were, with all that is on them.
+
+    A request that is being answered, and has itself brought this about, is answered.
+    """
     for server in servers:
         for connection in list(server.server_state.connections):
             shown = getattr(connection, "shown", "")
-            if shown and trust.who(shown) is None:
+            if shown and not authority.shows_somebody(shown):
+                connection.transport.abort()
+                continue
+            cycle = getattr(connection, "cycle", None)
+            if cycle is None or not cycle.response_started or cycle.response_complete:
+                continue
+            who = cycle.scope.get("state", {}).get(PRINCIPAL)
+            if who is not None and not authority.is_valid(who):
                 connection.transport.abort()
 
 
@@ -113,7 +138,21 @@ class _Connection(H11Protocol):
         tls = transport.get_extra_info("ssl_object")
         certificate = tls.getpeercert(binary_form=True) if tls is not None else None
         self.shown = identity.fingerprint_of(certificate) if certificate else ""
-        self.app_state = {**self.app_state, ABORT: transport.abort, CERTIFICATE: self.shown}
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            # asyncio leaves it out for sockets that were not made with the protocol's number: the
+            # end of an answer would wait 40 ms for the acknowledgement of its beginning.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.app_state = {
+            **self.app_state,
+            ABORT: transport.abort,
+            CERTIFICATE: self.shown,
+            LOCAL: local_users.credentials(sock) if tls is None and sock is not None else None,
+        }
+        if tls is not None and not self.shown:
+            unknown = sum(not getattr(one, "shown", "") for one in self.connections)
+            if unknown > MAX_UNKNOWN:  # this one is counted
+                transport.abort()
         self._silence = self.loop.call_later(FIRST_REQUEST_S, self._still_silent)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -191,7 +230,7 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def _unix_socket(path: Path) -> Any:
+def _unix_socket(path: Path, group: int | None = None) -> Any:
     """A listening socket at `path`, made beside it and moved there when it is ready."""
     where = str(path)
     draft = path.with_name(f"{path.name}.{os.getpid()}")
@@ -210,6 +249,9 @@ def _unix_socket(path: Path) -> Any:
             listener.bind(str(draft))
             stack.callback(draft.unlink, missing_ok=True)
             listener.listen(BACKLOG)
+            if group is not None:  # open wider only when it is the group's
+                os.chown(draft, -1, group)
+                draft.chmod(0o660)
             made = draft.stat()
             draft.rename(path)
         except OSError as error:
@@ -257,7 +299,7 @@ def _tcp_socket(address: str, port: int) -> Any:
 
 def _tls(https: HTTPS) -> ssl.SSLContext:
     try:
-        return https.trust.listener()
+        return https.trust.listener(https.web)
     except (OSError, ssl.SSLError) as error:
         own = https.trust.own
         raise ListenFailed(

@@ -176,6 +176,8 @@ class Services:
     several: Any = None  # a Several
     drains: Any = None  # a Drains
     pairing: Any = None  # a Pairing
+    audit: Any = None  # an Audit
+    authority: Any = None  # an Authority
 
 
 def _services(request: Request) -> Services:

@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sterna.model.access import Role
 from sterna.model.check import Severity
 from sterna.model.disk import STRICT, Volume
 from sterna.model.host import Pool, Switch
+from sterna.model.trust import PeerRole
 from sterna.model.vm import Ownership, RunState, VMSpec
 
 MAX_STOP_S = 3600.0  # who wants to wait longer for a guest wants to be asked again
@@ -38,6 +40,7 @@ class HostView(View):
     )
     version: str
     vms: int | None
+    role: str = Field("", description="What who speaks for it may do here; empty: it is this one")
     draining: bool = Field(False, description="It is being emptied: it takes and starts no VM")
 
 
@@ -47,6 +50,64 @@ class PeerView(View):
     fingerprint: str = Field(description="SHA-256 of its certificate")
     ends: str = Field(description="When its certificate does")
     since: str
+    role: PeerRole = Field(description="What who speaks for that host may do here; none: move VMs")
+
+
+class MeView(View):
+    who: str = Field(description="As the audit names it: alice, token:ci, host:hv-b, local:root")
+    kind: Literal["local", "user", "token", "host"]
+    role: Role | None
+    tag: str = Field(description="Of the VMs that the role is for; empty: all")
+    host: str
+    csrf: str = Field(description="For X-CSRF-Token; empty: not in a session")
+
+
+class UserView(View):
+    name: str
+    role: Role
+    tag: str
+    has_password: bool
+    certificates: list[str] = Field(description="SHA-256 fingerprints")
+    created: str
+
+
+class TokenView(View):
+    name: str
+    id: str
+    role: Role
+    tag: str
+    created: str
+    expires: str
+    by: str
+
+
+class NewTokenView(TokenView):
+    token: str = Field(description="A secret; it is shown once")
+
+
+class SessionView(View):
+    user: str
+    role: Role
+    tag: str
+    csrf: str
+
+
+class AuditView(View):
+    n: int = Field(description="Number of its line")
+    time: str
+    what: Literal["asked", "done", "refused", "torn", "damaged"]
+    who: str = ""
+    via: str = Field("", description="The host that asked for `who`")
+    status: int | None = Field(None, description="HTTP status; null: not known")
+    reason: str = Field("", description="As who asked gave it")
+
+
+class VerdictView(View):
+    entries: int
+    first: int
+    last: int
+    head: str = Field(description="Hash of the last line: note it elsewhere")
+    broken: str = Field(description="The first place that is not as it was written; empty: none")
 
 
 class InvitationView(View):

@@ -25,6 +25,7 @@ class Settings:
         self.host = ""
         self.certificate = ""
         self.output = "table"
+        self.reason = ""
 
     @property
     def is_json(self) -> bool:
@@ -35,7 +36,7 @@ class Settings:
         from sterna.cli.target import client  # noqa: PLC0415 - start-up time
 
         host = self.host or os.environ.get("STERNA_HOST", "")
-        return client(host, self.certificate, connect_s)
+        return client(host, self.certificate, connect_s, self.reason)
 
 
 def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
@@ -76,6 +77,12 @@ def shared_options() -> list[click.Option]:
             type=click.Path(),
             metavar="FILE",
             help="The host's certificate (PEM), as `sterna host certificate` printed it there.",
+            **keep,
+        ),
+        click.Option(
+            ["--reason"],
+            metavar="TEXT",
+            help="Why you do this: the host's audit keeps it.",
             **keep,
         ),
     ]

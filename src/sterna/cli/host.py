@@ -40,11 +40,9 @@ def list_(settings: Settings) -> None:
     if settings.is_json:
         document(hosts)
         return
-    rows = [
-        (h["name"], _state(h), h.get("url"), h.get("version"), h.get("vms"), _reason(h))
-        for h in hosts
-    ]
-    table(("NAME", "STATE", "URL", "VERSION", "VMS", "REASON"), rows, right=(4,))
+    keys = ("url", "version", "vms", "role")
+    rows = [(h["name"], _state(h), *(h.get(key) for key in keys), _reason(h)) for h in hosts]
+    table(("NAME", "STATE", "URL", "VERSION", "VMS", "ROLE", "REASON"), rows, right=(4,))
 
 
 def _reason(row: dict[str, Any]) -> str:

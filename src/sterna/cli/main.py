@@ -31,6 +31,10 @@ LAZY = {
         "Look what is wrong with Kerberos between this host and others.",
     ),
     "lab": ("sterna.cli.lab:lab", "Hosts on this one machine, to try everything."),
+    "user": ("sterna.cli.people:user", "People and programs that this host lets in."),
+    "token": ("sterna.cli.people:token", "API tokens: for programs, with a role and an end."),
+    "login": ("sterna.cli.login:login", "Keep an API token of a host for later commands."),
+    "audit": ("sterna.cli.audit:audit", "Who did what on this host, and whether that was changed."),
     "completion": ("sterna.cli.completion:completion", "Print the completion script of a shell."),
 }
 INTERRUPTED = 130  # as shells report a command that was ended by Ctrl-C

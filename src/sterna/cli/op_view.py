@@ -37,6 +37,7 @@ def one(settings: Settings, operation: Mapping[str, Any]) -> None:
         ("kind", operation.get("kind")),
         ("vm", operation.get("vm")),
         ("peer", operation.get("peer")),
+        ("by", operation.get("by")),
         ("state", operation["state"]),
         ("phase", operation.get("phase")),
         ("began", local_time(operation.get("created"))),

@@ -2,7 +2,8 @@
 
 A host is a URL, or a name: in `~/.config/sterna/hosts.toml` of the user, or of a host that this
 machine's sternad trusts. Nothing given means this machine's own daemon. Over HTTPS a command speaks
-with this machine's own key, which root alone can read. What is not needed is not read.
+by an API token, if there is one for that host, else with this machine's own key, which root alone can
+read. What is not needed is not read.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from sterna.cli import tokens
 from sterna.client import CONNECT_S, DEFAULT_SOCKET, Client
 from sterna.errors import BadConfig, HostUnknown, NotAllowed
 
@@ -19,29 +22,38 @@ CONFIG = Path("/etc/sterna/sternad.toml")
 STATE_DIR = "/var/lib/sterna"
 
 
-def client(host: str, certificate: str, connect_s: float | None) -> Client:
+def client(host: str, certificate: str, connect_s: float | None, reason: str = "") -> Client:
     """A client of `host`: a URL, a known name, or empty for this machine.
 
-    Raises HostUnknown for a name that is nowhere, BadConfig for a file that cannot be used,
-    NotAllowed for a user who may not speak for this machine.
+    `reason` is for its audit. Over HTTPS an API token speaks for whoever has one. Raises HostUnknown
+    for a name that is nowhere, BadConfig for a file that cannot be used, NotAllowed for a user who
+    may not speak for this machine.
     """
     timeout = CONNECT_S if connect_s is None else connect_s
+    said = {"Sterna-Reason": quote(reason)} if reason else {}
     if not host:
         run_dir = _daemon().get("run_dir")
         socket = Path(run_dir) / "sternad.sock" if run_dir else DEFAULT_SOCKET
-        return Client(f"unix://{socket}", connect_s=timeout)
+        return Client(f"unix://{socket}", headers=said, connect_s=timeout)
     if host.startswith("unix://"):
-        return Client(host, connect_s=timeout)
+        return Client(host, headers=said, connect_s=timeout)
     entry = {"url": host} if "://" in host else _entry(host)
     url = str(entry.get("url", ""))
     if url.startswith("unix://"):
-        return Client(url, connect_s=timeout)
+        return Client(url, headers=said, connect_s=timeout)
     pinned = certificate or entry.get("certificate")
+    identity = None
+    if token := tokens.of(url):
+        said["Authorization"] = f"Bearer {token}"
+    elif url.startswith("https://"):
+        identity = _identity()
+        said["Sterna-For"] = quote(f"local:{os.environ.get('SUDO_USER') or 'root'}")
     return Client(
         url,
         certificate=Path(str(pinned)) if pinned else None,
         pem="" if pinned else str(entry.get("pem", "")),
-        identity=_identity() if url.startswith("https://") else None,
+        identity=identity,
+        headers=said,
         connect_s=timeout,
     )
 
@@ -83,7 +95,8 @@ def _identity() -> tuple[Path, Path] | None:
         raise NotAllowed(
             what=f"reading {key}",
             reason="permission denied",
-            fix="Run the command with sudo: it speaks to other hosts as this machine",
+            fix="Run the command with sudo, which speaks to other hosts as this machine; or log in "
+            "with an API token: sterna login HOST",
         ) from error
     except OSError:
         return None
@@ -91,8 +104,7 @@ def _identity() -> tuple[Path, Path] | None:
 
 
 def _user() -> dict[str, dict[str, Any]]:
-    home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    file = Path(home).expanduser() / "sterna" / "hosts.toml"
+    file = tokens.home() / "hosts.toml"
     return {key: value for key, value in _read(file).items() if isinstance(value, dict)}
 
 

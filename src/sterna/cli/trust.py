@@ -130,4 +130,23 @@ def set_address(settings: Settings, name: str, url: str) -> None:
         line(f"{name} is at {made['url']}")
 
 
-COMMANDS = (invite, join, set_address, rotate, distrust)
+@_command("set-role", "sterna host set-role host-b none", "sterna host set-role host-b admin")
+@click.argument("name", metavar="HOST", shell_complete=complete.hosts)
+@click.argument("role", type=click.Choice(["none", "viewer", "operator", "migrator", "admin"]))
+@click.pass_obj
+def set_role(settings: Settings, name: str, role: str) -> None:
+    """Say what whoever speaks for a trusted host may do here.
+
+    none: VMs move between the two hosts, and that is all. admin, as after pairing: everything.
+    """
+    from sterna.cli.output import document, line  # noqa: PLC0415 - start-up time
+    from sterna.client import segment  # noqa: PLC0415
+
+    made = settings.client().patch(f"/v1/peers/{segment(name)}", {"role": role})
+    if settings.is_json:
+        document(made)
+    else:
+        line(f"{name} has {'no role' if role == 'none' else f'the role {role}'} here")
+
+
+COMMANDS = (invite, join, set_address, set_role, rotate, distrust)

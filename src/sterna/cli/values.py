@@ -14,8 +14,8 @@ import click
 from sterna.errors import BadSize
 from sterna.units import parse_size
 
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|min|h)?")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|min|h|d)?")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _BITS = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg])bit(?:/s|ps)?", re.IGNORECASE)
 _BIT_SCALE = {"k": 1e3, "m": 1e6, "g": 1e9}
 
@@ -60,10 +60,10 @@ def names(value: Any) -> list[str]:
 
 
 def duration(value: Any) -> float:
-    """Seconds of `300ms`, `90s`, `10m` or `2h`; a bare number is seconds."""
+    """Seconds of `300ms`, `90s`, `10m`, `2h` or `7d`; a bare number is seconds."""
     match = _DURATION.fullmatch(str(value).strip())
     if match is None:
-        raise BadValue(f"{value!r} is not a duration", "Write 300ms, 90s, 10m or 2h")
+        raise BadValue(f"{value!r} is not a duration", "Write 300ms, 90s, 10m, 2h or 7d")
     return float(match[1]) * _SECONDS[match[2] or "s"]
 
 

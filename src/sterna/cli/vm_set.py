@@ -29,6 +29,7 @@ def _levels(_context: click.Context, _parameter: click.Parameter, incomplete: st
         "sterna vm set web --cpu-compat shared --share-with host-b --share-with host-c",
         "sterna vm set db1 --anti-affinity db --allowed-hosts host-a,host-b --priority 90",
         "sterna vm set web --affinity shop --allowed-hosts none",
+        "sterna vm set web --tag shop,public",
     ),
 )
 @the_vm
@@ -70,6 +71,13 @@ def _levels(_context: click.Context, _parameter: click.Parameter, incomplete: st
     metavar="N",
     help="0 to 100; the higher go first when a host is emptied. Default of a VM: 50.",
 )
+@click.option(
+    "--tag",
+    "tags",
+    type=values.names,
+    metavar="TAG,...",
+    help="Its labels: these and no others. Roles may be limited to a tag. none: it has none.",
+)
 @click.pass_obj
 def set_(settings: Settings, /, name: str, share_with: tuple[str, ...], **wanted: Any) -> None:
     """Change a VM. A guest that runs, or is saved, sees its new processor from its next start.
@@ -82,8 +90,8 @@ def set_(settings: Settings, /, name: str, share_with: tuple[str, ...], **wanted
     changes = {key: value for key, value in wanted.items() if value is not None}
     if not changes:
         problem = (
-            "Say what shall change: --cpu-compat, --affinity, --anti-affinity, --allowed-hosts or "
-            "--priority."
+            "Say what shall change: --cpu-compat, --affinity, --anti-affinity, --allowed-hosts, "
+            "--priority or --tag."
         )
         raise click.UsageError(problem, click.get_current_context())
     if share_with:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sterna.errors.access import *
 from sterna.errors.carrier import *
 from sterna.errors.checkpoint import *
 from sterna.errors.family import *

@@ -83,6 +83,8 @@ class Fleet:
                 await change.set_processor(vm, choice, self._vms.launcher)
             if changes.placement:
                 await change.set_placement(vm, changes.placement)
+            if changes.tags is not None:
+                await change.set_tags(vm, changes.tags)
         return self._vms.view(vm.id)
 
     async def _choice(self, wished: str, changes: VMChanges) -> CPUChoice:

@@ -43,6 +43,7 @@ from sterna.model.trust import (
     InviteWishes,
     JoinRequest,
     JoinWishes,
+    PeerChanges,
     PeerRecord,
     RotateWishes,
 )
@@ -175,9 +176,13 @@ class Pairing:
 
     # ---- afterwards ------------------------------------------------------------------------
 
-    async def move(self, name: str, url: str) -> PeerRecord:
-        """That peer is at another address now. Raises HostUnknown."""
-        record = await self._trust.move(name, url)
+    async def change(self, name: str, changes: PeerChanges) -> PeerRecord:
+        """That peer is at another address now, or has another role. Raises HostUnknown."""
+        record = self._trust.get(name)
+        if changes.url is not None:
+            record = await self._trust.move(name, changes.url)
+        if changes.role is not None:
+            record = await self._trust.set_role(name, changes.role)
         if record is None:
             raise self._unknown(name)
         return record

@@ -69,6 +69,7 @@ class Operation:
     ended: str = ""
     peer: str = ""  # the other host of a move
     parent: str = ""  # operation that this one is a part of
+    by: str = ""  # who began it, such as local:root; empty: the daemon itself
     cancellable: bool = True
     steps: tuple[Step, ...] = ()
     progress: dict[str, Any] = field(default_factory=dict)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Literal
 from urllib.parse import urlsplit
 
+from sterna.model.access import Role
 from sterna.model.disk import STRICT
 from sterna.model.vm import require_name
 
 EXPIRES_S = 600.0  # of a token, unless the administrator says otherwise
 MAX_EXPIRES_S = 86400.0
 MAX_PEM = 8192
+PeerRole = Literal["none", "viewer", "operator", "migrator", "admin"]
 _INVITATION = re.compile(r"[0-9a-f]{16}")
 _PROOF = re.compile(r"[0-9a-f]{64}")
 
@@ -49,12 +52,18 @@ class PeerRecord:
     certificate: str  # PEM
     next: str = ""  # PEM; empty: none
     since: str = ""  # when the two began to trust each other
+    role: PeerRole = "admin"  # what who speaks for that host may do here; "none": only move VMs
 
     def __post_init__(self) -> None:
         require_name(self.name, "a host")
         require_url(self.url)
         _require_pem("certificate", self.certificate)
         _require_pem("next", self.next)
+
+    @property
+    def known_role(self) -> Role | None:
+        """None: it may do what moves between the two hosts need, and nothing else."""
+        return None if self.role == "none" else Role(self.role)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,14 +92,18 @@ class JoinWishes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerChanges:
-    """Body of PATCH /v1/peers/{name}."""
+    """Body of PATCH /v1/peers/{name}. What is left out stays as it is."""
 
     __pydantic_config__ = STRICT
 
-    url: str
+    url: str | None = None
+    role: PeerRole | None = None
 
     def __post_init__(self) -> None:
-        require_url(self.url)
+        if self.url is None and self.role is None:
+            raise ValueError("say what shall change: url, role")
+        if self.url is not None:
+            require_url(self.url)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

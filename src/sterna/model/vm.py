@@ -271,6 +271,7 @@ class VMChanges:
     anti_affinity: tuple[str, ...] | None = None
     allowed_hosts: tuple[str, ...] | None = None
     priority: int | None = None
+    tags: tuple[str, ...] | None = None
 
     @property
     def placement(self) -> dict[str, Any]:
@@ -282,10 +283,13 @@ class VMChanges:
     def __post_init__(self) -> None:
         if self.cpu_compat is not None:
             require_choice(self.cpu_compat, ())
-        elif not self.placement:
+        elif not self.placement and self.tags is None:
             raise ValueError(
-                "say what shall change: cpu_compat, affinity, anti_affinity, allowed_hosts, priority"
+                "say what shall change: cpu_compat, affinity, anti_affinity, allowed_hosts, "
+                "priority, tags"
             )
+        for tag in self.tags or ():
+            require_name(tag, "a tag")
         if self.share_with and self.cpu_compat != SHARED:
             raise ValueError(f"share_with goes with cpu_compat {SHARED} only")
 

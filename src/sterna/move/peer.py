@@ -10,9 +10,11 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 
+from sterna import actor
 from sterna.errors import (
     HostUnknown,
     HostUnreachable,
@@ -23,6 +25,7 @@ from sterna.errors import (
     from_problem,
 )
 from sterna.model import edge
+from sterna.model.access import MAX_REASON
 from sterna.model.check import Check, MoveReport
 from sterna.model.host import HostFacts
 from sterna.model.move import MoveWishes
@@ -264,6 +267,8 @@ class Peer:
     ) -> httpx2.Response:
         if self._is_gone:
             raise self._silent("it is not trusted any more", delivered=False)
+        if by := actor.now():  # for its audit
+            body["headers"] = {**body.get("headers", {}), "Sterna-For": quote(by[:MAX_REASON])}
         try:
             response = await http.request(method, path, timeout=timeout_s, **body)
         except (httpx2.HTTPError, OSError) as error:

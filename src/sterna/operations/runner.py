@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
-from sterna import clock
+from sterna import actor, clock
 from sterna.errors import (
     NotAdjustable,
     NotCancellable,
@@ -95,11 +95,16 @@ class Runner:
             created=clock.now(),
             peer=peer,
             parent=parent,
+            by=actor.now() or self._by(parent),
             cancellable=cancellable,
         )
         if operation.id in self._ended:
             raise OperationExists(operation=operation.id, host=self._host)
         return self._begin(Live(operation, self.journal, self.hub), work)
+
+    def _by(self, operation: str) -> str:
+        found = self.live(operation)
+        return found.by if found else ""
 
     async def unfinished(self) -> tuple[Operation, ...]:
         """What the journal holds without an end and nobody works on: for a daemon's start."""

@@ -12,15 +12,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sterna.checks.facts import CertificateFacts
 from sterna.host.store import Damaged, Store
-from sterna.model.trust import PeerRecord
+from sterna.model.access import Role
+from sterna.model.trust import PeerRecord, PeerRole
 from sterna.security import identity
 from sterna.security.identity import Identity
+from sterna.security.web import Web
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ class Caller:
 
     name: str
     is_guest: bool = False
+    role: Role | None = None
 
 
 class Trust:
@@ -45,6 +48,8 @@ class Trust:
         self._guests: dict[str, PeerRecord] = {}  # by fingerprint; in memory only
         self._former: dict[str, str] = {}  # fingerprints replaced since: connections end with them
         self._followers: list[Callable[[], None]] = []
+        self.programs: Callable[[], Iterable[str]] = tuple  # PEM; TLS lets them in, no more
+        self.refused: Callable[[str], None] = lambda _reason: None  # in TLS already, and why
         self.generation = 0  # of this host's own certificate, since the daemon began
         self._server: ssl.SSLContext | None = None
         self._lock = asyncio.Lock()
@@ -68,10 +73,10 @@ class Trust:
     def who(self, fingerprint: str) -> Caller | None:
         """Who is trusted by that certificate now."""
         if (peer := self.of(fingerprint)) is not None:
-            return Caller(peer.name)
-        former = self._former.get(fingerprint)
-        if former in self._peers:
-            return Caller(former)
+            return Caller(peer.name, role=peer.known_role)
+        former = self._peers.get(self._former.get(fingerprint, ""))
+        if former is not None:
+            return Caller(former.name, role=former.known_role)
         guest = self._guests.get(fingerprint)
         return None if guest is None else Caller(guest.name, is_guest=True)
 
@@ -109,9 +114,10 @@ class Trust:
         self._followers.append(follower)
 
     async def put(self, record: PeerRecord) -> None:
-        """Trust that host. Raises StateNotWritten: then nothing has changed."""
+        """Trust that host; one that was trusted keeps its role. Raises StateNotWritten: then nothing has changed."""
         async with self._lock:
-            await self._write(record)
+            former = self._peers.get(record.name)
+            await self._write(replace(record, role=former.role) if former else record)
 
     async def move(self, name: str, url: str) -> PeerRecord | None:
         """Another address of a peer; None if it is none."""
@@ -119,6 +125,14 @@ class Trust:
             if (record := self._peers.get(name)) is None:
                 return None
             await self._write(replace(record, url=url))
+            return self._peers[name]
+
+    async def set_role(self, name: str, role: PeerRole) -> PeerRecord | None:
+        """What that peer may do here besides moves; None if it is none."""
+        async with self._lock:
+            if (record := self._peers.get(name)) is None:
+                return None
+            await self._write(replace(record, role=role))
             return self._peers[name]
 
     async def announced(self, name: str, pem: str) -> bool:
@@ -156,6 +170,10 @@ class Trust:
         self.generation += 1
         self._changed()
 
+    def refresh(self) -> None:
+        """`programs` has changed."""
+        self._changed()
+
     async def _write(self, record: PeerRecord) -> None:
         await self._store.write(record.name, record)
         self._peers[record.name] = record
@@ -186,13 +204,19 @@ class Trust:
 
     # ---- TLS -------------------------------------------------------------------------------
 
-    def listener(self) -> ssl.SSLContext:
+    def listener(self, web: Web | None = None) -> ssl.SSLContext:
         """For a listener's whole life: each connection that it accepts gets the trust of now.
 
-        Raises OSError, ssl.SSLError.
+        Who asks for a name of `web` meets that, and shows no certificate. Raises OSError, ssl.SSLError.
         """
         base = self._server_context()
-        base.sni_callback = lambda sock, _name, _base: _swap(sock, self._server_context())
+
+        def choose(sock: ssl.SSLObject, name: str | None, _base: ssl.SSLContext) -> None:
+            given = web.context(name) if web is not None else None
+            sock.context = given or self._server_context()
+
+        base.sni_callback = choose
+        base.sslobject_class = _telling(lambda reason: self.refused(reason))  # noqa: PLW0108 - that of then
         return base
 
     def _server_context(self) -> ssl.SSLContext:
@@ -203,6 +227,8 @@ class Trust:
             made.set_alpn_protocols(["http/1.1"])
             for one in (*self._peers.values(), *self._guests.values()):
                 _accept(made, one)
+            for pem in self.programs():
+                made.load_verify_locations(cadata=pem)
             self._server = made
         return self._server
 
@@ -243,8 +269,20 @@ def _accept(context: ssl.SSLContext, record: PeerRecord) -> None:
             context.load_verify_locations(cadata=pem)
 
 
-def _swap(sock: ssl.SSLObject, context: ssl.SSLContext) -> None:
-    sock.context = context
+def _telling(refused: Callable[[str], None]) -> type[ssl.SSLObject]:
+    """Server's ends of TLS that tell why a handshake has failed."""
+
+    class Telling(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            try:
+                super().do_handshake()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLEOFError):
+                raise
+            except ssl.SSLError as error:
+                refused(str(getattr(error, "verify_message", "") or error.reason or "no TLS"))
+                raise
+
+    return Telling
 
 
 def _fingerprints(record: PeerRecord) -> set[str]:

@@ -50,6 +50,12 @@ async def set_placement(vm: VM, rules: dict[str, Any]) -> None:
     log.info("VM %s has other rules for its place: %s", vm.name, rules)
 
 
+async def set_tags(vm: VM, tags: tuple[str, ...]) -> None:
+    """Label it with these and no others, at once; the caller holds the lease."""
+    await vm.write(spec=replace(vm.record.spec, tags=tuple(dict.fromkeys(tags))))
+    log.info("VM %s is tagged %s", vm.name, ", ".join(tags) or "with nothing")
+
+
 def require_upgradable(vm: VM, to: str, launcher: Launcher) -> None:
     """Raises VMWrongState unless it is off, VersionRefused if it cannot have that version."""
     if vm.state is not RunState.OFF:

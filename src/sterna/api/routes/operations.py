@@ -5,28 +5,34 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import Header, Query, Request, Response
 
+from sterna.api import roles
 from sterna.api.answers import accepted, answer
 from sterna.api.events import EventStream, race
+from sterna.api.roles import Record, needs, reads
 from sterna.api.services import Doubts, Here
 from sterna.api.views import Resolution
-from sterna.errors import BadSpec
+from sterna.errors import BadSpec, RoleTooLow
+from sterna.model.access import Role
 from sterna.model.doubt import Doubt
 from sterna.model.move import Adjustment
 from sterna.model.operation import LogLine, Operation, OperationState
 
 MAX_WAIT_S = 300.0  # proxies and firewalls cut silent connections at about that
 MAX_LIST = 1000
+OPERATORS = ("stop", "checkpoint", "apply", "merge", "save", "restore")  # kinds that they begin
 
-router = APIRouter(prefix="/v1/operations", tags=["operations"])
+router = roles.router(prefix="/v1/operations", tags=["operations"])
 
 After = Annotated[int, Query(ge=0, description="Only what has a higher number")]
 
 
 @router.get("", response_model=list[Operation])
-async def every(
+@reads(tagged=True)
+async def every(  # noqa: PLR0913, PLR0917 - each is a part of the query
     here: Here,
+    request: Request,
     vm: str = "",
     kind: str = "",
     state: OperationState | None = None,
@@ -35,10 +41,11 @@ async def every(
     """Newest first; `vm` is a name or an id."""
     wanted = str(state) if state else ""
     found = await here.operations.list(vm=vm, kind=kind, state=wanted, limit=limit)
-    return answer(list(found))
+    return answer([one for one in found if roles.may_see_operation(request, one)])
 
 
 @router.get("/{operation}", response_model=Operation)
+@reads(tagged=True)
 async def one(
     operation: str,
     here: Here,
@@ -53,6 +60,7 @@ async def one(
 
 
 @router.get("/{operation}/log", response_model=list[LogLine])
+@reads(tagged=True)
 async def log(operation: str, here: Here, after: After = 0) -> Response:
     """Its diary, at most 1000 lines at once."""
     await here.operations.get(operation)
@@ -60,6 +68,7 @@ async def log(operation: str, here: Here, after: After = 0) -> Response:
 
 
 @router.get("/{operation}/samples", response_model=list[dict[str, Any]])
+@reads(tagged=True)
 async def samples(operation: str, here: Here) -> Response:
     """Its progress over time: thinned evenly when there is much, first and last always there."""
     await here.operations.get(operation)
@@ -71,6 +80,7 @@ async def samples(operation: str, here: Here) -> Response:
     response_class=Response,
     responses={200: {"content": {"text/event-stream": {}}}},
 )
+@reads(tagged=True)
 async def events(
     operation: str,
     here: Here,
@@ -86,22 +96,35 @@ async def events(
     if last_event_id:
         after = _number(last_event_id)
     await here.operations.get(operation)
-    return EventStream(here.operations.subscribe(operation, after), request.app.state.closing)
+    events = here.operations.subscribe(operation, after)
+    return EventStream(events, request.app.state.closing)
 
 
 @router.post("/{operation}:cancel", response_model=Operation, status_code=202)
-async def cancel(operation: str, here: Here) -> Response:
-    """Ask it to stop and undo; the answer comes at once, the end later."""
+@needs(Role.OPERATOR, tagged=True, record=Record.AFTER)
+async def cancel(operation: str, here: Here, request: Request) -> Response:
+    """Ask it to stop and undo; the answer comes at once, the end later.
+
+    Who is no migrator may stop its own, and what is no move.
+    """
+    found, who = await here.operations.get(operation), roles.principal(request)
+    if found.kind not in OPERATORS and found.by != who.text and not who.has(Role.MIGRATOR):
+        raise RoleTooLow(
+            what=f"cancelling a {found.kind}", host=here.name, needed=f"the role {Role.MIGRATOR}",
+            who=who.text, grant=who.grant,
+        )  # fmt: skip
     return accepted(await here.operations.cancel(operation))
 
 
 @router.patch("/{operation}", response_model=Operation)
+@needs(Role.MIGRATOR, tagged=True, record=Record.AFTER)
 async def adjust(operation: str, here: Here, body: Adjustment) -> Response:
     """Change the limits of a move that is under way; they hold when this returns."""
     return answer(await here.operations.adjust(operation, body))
 
 
 @router.get("/{operation}/doubt", response_model=Doubt)
+@reads()
 async def doubt(operation: str, here: Here) -> Response:
     """What is known of a move in state `unknown`, and the ways out. Asks the other hosts."""
     doubts: Doubts = here.doubts
@@ -109,6 +132,7 @@ async def doubt(operation: str, here: Here) -> Response:
 
 
 @router.post("/{operation}:resolve", response_model=Operation, status_code=202)
+@needs(Role.ADMIN)
 async def resolve(operation: str, here: Here, body: Resolution) -> Response:
     """Declare the target off: the VM is taken back. The answer comes at once, the end later."""
     doubts: Doubts = here.doubts

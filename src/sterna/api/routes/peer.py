@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Request, Response
+from fastapi import Body, Depends, Request, Response
 
-from sterna.api.access import CALLER
+from sterna.api import roles
+from sterna.api.roles import Record, between_hosts
 from sterna.errors import BadSpec, NotAllowed
 from sterna.model import edge
 from sterna.model.reservation import GIVEN_UP, Look, Rejoin, Reservation, Take
@@ -18,7 +19,8 @@ from sterna.model.reservation import GIVEN_UP, Look, Rejoin, Reservation, Take
 
 def _caller(request: Request) -> str:
     """The peer that asks; empty: local root."""
-    return str(getattr(request.state, CALLER, ""))
+    who = roles.principal(request)
+    return who.name if who.kind == "host" else ""
 
 
 def _require_own(request: Request) -> None:
@@ -44,10 +46,11 @@ def _not_its_own(caller: str, source: str) -> NotAllowed:
     )
 
 
-router = APIRouter(prefix="/v1/peer", tags=["peer"], dependencies=[Depends(_require_own)])
+router = roles.router(prefix="/v1/peer", tags=["peer"], dependencies=[Depends(_require_own)])
 
 
 @router.post("/checks")
+@between_hosts()
 async def check(request: Request, body: Annotated[dict[str, Any], Body()]) -> list[dict[str, Any]]:
     """What would make this host refuse such a reservation; nothing is reserved."""
     question = edge.parse(Reservation, body, "reservation")
@@ -57,6 +60,7 @@ async def check(request: Request, body: Annotated[dict[str, Any], Body()]) -> li
 
 
 @router.post("/looks")
+@between_hosts()
 async def look(request: Request, body: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
     """Which names that another host has just made in its pools, and which files, are seen here."""
     asked = edge.parse(Look, body, "look")
@@ -64,12 +68,14 @@ async def look(request: Request, body: Annotated[dict[str, Any], Body()]) -> dic
 
 
 @router.post("/probes", status_code=201)
+@between_hosts()
 async def probe(request: Request) -> dict[str, Any]:
     """Where a source may send for a moment, to see how fast the link is."""
     return dict(edge.dump(await request.app.state.services.incoming.probe()))
 
 
 @router.post("/reservations", status_code=201)
+@between_hosts(Record.FIRST)
 async def reserve(request: Request, body: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
     """Make ready for a VM of another host: its name, its room, its record."""
     reservation = edge.parse(Reservation, body, "reservation")
@@ -81,24 +87,28 @@ async def reserve(request: Request, body: Annotated[dict[str, Any], Body()]) -> 
 
 
 @router.post("/reservations/{operation}:open")
+@between_hosts()
 async def open_(request: Request, operation: str) -> dict[str, Any]:
     """All files are here: start its QEMU; answers where memory and disks are awaited."""
     return dict(edge.dump(await request.app.state.services.incoming.open(operation)))
 
 
 @router.get("/reservations/{operation}")
+@between_hosts()
 async def status(request: Request, operation: str) -> dict[str, Any]:
     """Where the reservation stands; asking keeps it alive."""
     return dict(edge.dump(request.app.state.services.incoming.status(operation)))
 
 
 @router.get("/reservations/{operation}/qemu")
+@between_hosts()
 async def qemu(request: Request, operation: str) -> dict[str, bool]:
     """Whether the QEMU that waits for the VM answers."""
     return {"answers": await request.app.state.services.incoming.answers(operation)}
 
 
 @router.post("/reservations/{operation}:take")
+@between_hosts(Record.AFTER)
 async def take(
     request: Request, operation: str, body: Annotated[dict[str, Any], Body()]
 ) -> dict[str, Any]:
@@ -110,6 +120,7 @@ async def take(
 
 
 @router.post("/reservations/{operation}:refuse")
+@between_hosts(Record.AFTER)
 async def refuse(
     request: Request, operation: str, body: Annotated[dict[str, Any], Body()]
 ) -> dict[str, Any]:
@@ -121,6 +132,7 @@ async def refuse(
 
 
 @router.post("/rejoin")
+@between_hosts(Record.AFTER)
 async def rejoin(request: Request, body: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
     """Post-copy broke: make ready for a new connection, or hear that memory is lost for good."""
     wish = edge.parse(Rejoin, body, "rejoin")
@@ -129,6 +141,7 @@ async def rejoin(request: Request, body: Annotated[dict[str, Any], Body()]) -> d
 
 
 @router.get("/vms/{vm_id}")
+@between_hosts()
 async def standing(request: Request, vm_id: str) -> dict[str, Any]:
     """What this host durably knows of the ownership of a VM; an empty state: nothing."""
     state, epoch = request.app.state.services.doubts.standing(vm_id)
@@ -136,6 +149,7 @@ async def standing(request: Request, vm_id: str) -> dict[str, Any]:
 
 
 @router.post("/fenced")
+@between_hosts(Record.AFTER)
 async def fenced(request: Request, body: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
     """The VM was taken back from this host while it was off, up to that epoch. May be repeated."""
     wish = edge.parse(Take, {key: body.get(key) for key in ("vm_id", "epoch")}, "fence")
@@ -145,6 +159,7 @@ async def fenced(request: Request, body: Annotated[dict[str, Any], Body()]) -> d
 
 
 @router.get("/reservations/{operation}/files/{n}")
+@between_hosts()
 async def digests(request: Request, operation: str, n: int, first: int = 0) -> Response:
     """What is here of a file: 32 bytes for each chunk, from chunk `first` on, as many as come at once."""
     files = request.app.state.services.incoming.files(operation)
@@ -152,6 +167,7 @@ async def digests(request: Request, operation: str, n: int, first: int = 0) -> R
 
 
 @router.put("/reservations/{operation}/files/{n}/chunks/{chunk}", status_code=204)
+@between_hosts()
 async def put(request: Request, operation: str, n: int, chunk: int, blocks: str) -> Response:
     """One chunk of a file: its blocks that are not zero, `blocks` says which, as hexadecimal bits.
 
@@ -164,6 +180,7 @@ async def put(request: Request, operation: str, n: int, chunk: int, blocks: str)
 
 
 @router.post("/reservations/{operation}/files/{n}:finish")
+@between_hosts()
 async def finish(
     request: Request, operation: str, n: int, body: Annotated[dict[str, Any], Body()]
 ) -> dict[str, Any]:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Response
+from fastapi import Body, Response
 
+from sterna.api import roles
 from sterna.api.answers import accepted, answer
+from sterna.api.roles import needs, reads
 from sterna.api.services import Drains, Here, Several
+from sterna.model.access import Role
 from sterna.model.operation import Operation
 from sterna.model.several import DrainWishes, ResumeWishes, SeveralPlan, SeveralWishes
 
-router = APIRouter(prefix="/v1", tags=["moves"])
+router = roles.router(prefix="/v1", tags=["moves"])
 
 
 @router.post("/moves", response_model=Operation, status_code=202)
+@needs(Role.MIGRATOR)
 async def move(wishes: SeveralWishes, here: Here) -> Response:
     """Move several VMs to one host. One that fails stops no other; `vms` of the result tells of each."""
     several: Several = here.several
@@ -22,6 +26,7 @@ async def move(wishes: SeveralWishes, here: Here) -> Response:
 
 
 @router.post("/moves:check", response_model=SeveralPlan)
+@reads()
 async def check(wishes: SeveralWishes, here: Here) -> Response:
     """What would become of each of them. Nothing happens."""
     several: Several = here.several
@@ -29,6 +34,7 @@ async def check(wishes: SeveralWishes, here: Here) -> Response:
 
 
 @router.post("/host/drain", response_model=Operation, status_code=202)
+@needs(Role.MIGRATOR)
 async def drain(here: Here, wishes: Annotated[DrainWishes | None, Body()] = None) -> Response:
     """Empty this host. From now on, until `resume`, it takes and starts no VM."""
     drains: Drains = here.drains
@@ -36,6 +42,7 @@ async def drain(here: Here, wishes: Annotated[DrainWishes | None, Body()] = None
 
 
 @router.post("/host/drain:check", response_model=SeveralPlan)
+@reads()
 async def check_drain(here: Here, wishes: Annotated[DrainWishes | None, Body()] = None) -> Response:
     """Where each VM would go, and why one cannot. Nothing happens."""
     drains: Drains = here.drains
@@ -43,6 +50,7 @@ async def check_drain(here: Here, wishes: Annotated[DrainWishes | None, Body()] 
 
 
 @router.post("/host/resume", response_model=Operation, status_code=202)
+@needs(Role.MIGRATOR)
 async def resume(here: Here, wishes: Annotated[ResumeWishes | None, Body()] = None) -> Response:
     """Take and start VMs again, and bring back those that a drain has sent away."""
     drains: Drains = here.drains
@@ -50,6 +58,7 @@ async def resume(here: Here, wishes: Annotated[ResumeWishes | None, Body()] = No
 
 
 @router.post("/host/resume:check", response_model=SeveralPlan)
+@reads()
 async def check_resume(
     here: Here, wishes: Annotated[ResumeWishes | None, Body()] = None
 ) -> Response:
