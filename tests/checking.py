@@ -140,3 +140,19 @@ def small(folder: Path, *options: str) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def ip(host: Host, words: str) -> None:
+    """iproute2 in the host's namespace."""
+    subprocess.run(host.command(["ip", *words.split()]), capture_output=True, check=True)
+
+
+@contextlib.contextmanager
+def closed_port(host: Host) -> Iterator[None]:
+    """TCP that leaves its migration address is swallowed, as a firewall does that drops; pings pass."""
+    rule = f"from {host.migration_address} ipproto tcp blackhole pref 10"
+    ip(host, f"rule add {rule}")
+    try:
+        yield
+    finally:
+        ip(host, f"rule del {rule}")

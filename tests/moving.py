@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -144,3 +145,23 @@ def traveller(lab: Lab, load: Load | None = None) -> Iterator[Traveller]:
         guest = Traveller(lab, witness, load or Load(memory_mb_s=20, memory_mb=64))
         guest.begin()
         yield guest
+
+
+@contextlib.contextmanager
+def a_twin(host: Host) -> Iterator[None]:
+    """A second VM with the same disks, as no API makes it."""
+    record = record_of(host)
+    data = json.loads(record.read_text())
+    data["spec"] |= {"name": "gull", "id": "5d2b8f5e-6a51-4f0c-8d5e-1f2a3b4c5d6e", "nics": []}
+    twin = record.with_name(f"{data['spec']['id']}.json")
+    try:
+        host.stop()
+        twin.write_text(json.dumps(data))
+        host.start()
+        host.wait_ready()
+        yield
+    finally:
+        host.stop()
+        twin.unlink()
+        host.start()
+        host.wait_ready()

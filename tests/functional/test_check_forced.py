@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import secrets
+import signal
 import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from checking import Administrator, make, odd
+from checking import Administrator, closed_port, configured, ip, make, odd, restart
+from moving import a_twin, traveller, wait_until
+from sterna.lab import vm
 from sterna.lab.hosts import LOCAL_POOL
+from sterna.lab.links import Network
+from sterna.lab.vm import Load
 
 pytestmark = [pytest.mark.functional, pytest.mark.long]  # make checks
 
+EYES = Path(__file__).parents[1] / "wire_watch.py"
 BLIND = [
-    *("host.outbound", "network.switch-broken", "storage.cd-missing", "storage.pool-broken"),
-    "storage.snapshots-lost",
+    *("host.outbound", "host.same", "network.switch-broken", "network.switch-differs"),
+    *("network.blocked", "network.unreachable", "network.address-absent", "network.none-allowed"),
+    *("network.mtu", "storage.cd-missing", "storage.pool-broken", "storage.disk-locked"),
+    *("storage.disk-shared", "storage.not-the-same", "storage.snapshots-lost"),
+    *("vm.busy", "vm.state"),
     *("pool.unusable", "switch.unusable"),  # as the target tells them
 ]
 
@@ -28,11 +43,12 @@ def blind(lab):
 
 def fails(admin, there, *words: str, options: str = "") -> None:
     """The move does not succeed, says why, and the VM is where it was."""
+    before = admin.host.client.get("/v1/vms/tern")["state"]
     done = admin.ask(f"sterna move tern {there.name} {options}")
     assert done.returncode != 0
     for word in words:
         assert word in done.stderr
-    assert [vm["name"] for vm in admin.host.client.get("/v1/vms")] == ["tern"]
+    assert [vm["state"] for vm in admin.host.client.get("/v1/vms")] == [before]
     assert there.client.get("/v1/vms") == []
 
 
@@ -111,3 +127,229 @@ def test_snapshots_that_another_format_cannot_hold(lab, blind):
         text=True,
     )
     assert "before" not in told.stdout  # lost
+
+
+def test_the_host_where_it_is(lab, blind):
+    here, _ = lab.hosts
+    make(here)
+    assert found(blind, here) == {"host.same"}
+    done = blind.ask(f"sterna move tern {here.name}")
+    assert done.returncode != 0
+    assert [vm["state"] for vm in here.client.get("/v1/vms")] == ["off"]
+
+
+def test_a_host_of_another_api(lab):
+    """It lacks what this one would ask of it."""
+    here, there = lab.hosts
+    make(here)
+    with odd(there, api=2, lacks=["/v1/peer/reservations"]), odd(here, blind=["host.api"]):
+        admin = Administrator(here)
+        assert found(admin, there) == {"host.api"}
+        fails(admin, there, "/v1/peer/reservations")
+
+
+def test_memory_that_was_promised_to_others(lab):
+    here, there = lab.hosts
+    here.client.post("/v1/vms", vm.spec(lab.guest(), "tern"))
+    here.client.post("/v1/vms/tern:start")
+    reserve = ("[migration]", '[migration]\nreserve_memory = "900GiB"')
+    blind = ["host.memory", "vm.wrong-state"]
+    with configured(there, reserve), odd(here, blind=blind), odd(there, blind=blind):
+        admin = Administrator(here)
+        assert found(admin, there) == {"host.memory"}
+        admin.moves("tern", there)
+        memory = there.client.get("/v1/host")["memory_free"]
+        assert memory == 0  # what is left of what it may give: the reserve is broken into
+
+
+def test_memory_that_is_sent_in_clear(lab):
+    """Who sees the wire reads the guest's memory; and does not, if it is encrypted as it should be."""
+    here, there = lab.hosts
+    canary = f"canary-{secrets.token_hex(8)}"
+    spec = vm.spec(lab.guest(), "tern")
+    spec["boot"]["cmdline"] += f" {canary}"
+    here.client.post("/v1/vms", spec)
+    here.client.post("/v1/vms/tern:start")
+    blind = ["host.encryption", "move.encryption-required"]
+    with odd(here, blind=blind), odd(there, blind=blind):
+        here.client.patch("/v1/host/settings", {"encryption": "off"})
+        there.client.patch("/v1/host/settings", {"encryption": "required"})
+        admin, back = Administrator(here), Administrator(there)
+        assert found(admin, there, "--carrier direct") == {"host.encryption"}
+        with watching(there, canary) as clear:
+            admin.moves("tern", there, "--carrier direct")
+        here.client.patch("/v1/host/settings", {"encryption": "required"})
+        with watching(there, canary) as encrypted:
+            back.moves("tern", here, "--carrier direct")
+    assert clear.found > 0
+    assert encrypted.found == 0
+    assert encrypted.seen > 1 << 20  # the wire was seen
+
+
+def test_ways_that_do_not_connect(lab, blind):
+    here, there = lab.hosts
+    address = there.migration_address
+    here.client.post("/v1/vms", vm.spec(lab.guest(), "tern"))
+    here.client.post("/v1/vms/tern:start")
+    with closed_port(there):
+        assert found(blind, there) == {"network.blocked"}
+        fails(blind, there, "could not be connected to")
+    lab.cut(there.name, Network.MIGRATION)
+    assert found(blind, there) == {"network.unreachable"}
+    fails(blind, there)
+    lab.restore(there.name, Network.MIGRATION)
+    wait_until(lambda: found(blind, there) == set(), "the way is open again")
+    ip(there, f"addr del {address}/24 dev mig0")
+    try:
+        assert found(blind, there) == {"network.address-absent"}
+        fails(blind, there)
+    finally:
+        ip(there, f"addr add {address}/24 dev mig0")
+    here.client.patch("/v1/host/settings", {"migration_networks": ["192.0.2.0/24"]})
+    assert found(blind, there) == {"network.none-allowed"}
+    fails(blind, there)
+    here.client.patch("/v1/host/settings", {"migration_networks": []})
+
+
+def test_packets_that_are_too_large_there(lab, blind):
+    _, there = lab.hosts
+    with traveller(lab, Load()) as guest:
+        assert is_reached(lab, 1500)
+        ip(there, "link set data0 mtu 1400")
+        try:
+            assert found(blind, there) == {"network.mtu"}
+            blind.moves("tern", there)
+            guest.must_run_once_on(there)
+            assert is_reached(lab, 1300)
+            assert not is_reached(lab, 1500)
+        finally:
+            ip(there, "link set data0 mtu 1500")
+
+
+def test_a_switch_that_leads_elsewhere(lab, blind):
+    _, there = lab.hosts
+    there.client.delete("/v1/switches/lan")
+    there.client.post("/v1/switches", {"name": "lan"})
+    with traveller(lab, Load()):
+        assert is_reached(lab, 100)
+        assert found(blind, there) == {"network.switch-differs"}
+        blind.moves("tern", there)
+        assert there.client.get("/v1/vms/tern")["state"] == "running"
+        assert not is_reached(lab, 100)  # nobody hears it any more
+
+
+def test_a_disk_that_another_program_writes(lab, blind):
+    """What it writes after the copy is lost, and nobody was told."""
+    here, there = lab.hosts
+    make(here)
+    image = here.folder / "pool" / "tern-vda.qcow2"
+    with subprocess.Popen(
+        ["qemu-io", str(image)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        other.stdin.write("length\n")
+        other.stdin.flush()
+        other.stdout.readline()
+        assert found(blind, there) == {"storage.disk-locked"}
+        blind.moves("tern", there)
+        other.communicate("write -P 7 0 64k\n")
+    assert not holds(there.folder / "pool" / "tern-vda.qcow2")
+
+
+def test_a_disk_of_two_vms(lab):
+    here, there = lab.hosts
+    make(here)
+    with a_twin(here), odd(here, blind=BLIND):
+        admin = Administrator(here)
+        assert found(admin, there) == {"storage.disk-shared"}
+        admin.moves("tern", there)
+    mine, copy = (host.folder / "pool" / "tern-vda.qcow2" for host in lab.hosts)
+    assert mine.exists()  # gull needs it still
+    subprocess.run(["qemu-io", "-c", "write -P 7 0 64k", mine], check=True)
+    assert not holds(copy)  # one disk has become two
+
+
+def test_storage_that_is_not_the_same(lab, blind, tmp_path):
+    here, there = lab.hosts
+    for host in lab.hosts:
+        (tmp_path / host.name).mkdir()
+        pool = {"name": "san", "path": str(tmp_path / host.name), "shared": True}
+        host.client.post("/v1/pools", pool)
+    make(here, pool="san")
+    assert found(blind, there) == {"storage.not-the-same"}
+    blind.moves("tern", there)
+    refused = blind.ask(f"sterna --host {there.name} vm start tern")
+    assert refused.returncode != 0
+    assert "tern-vda" in refused.stderr  # it stayed behind
+    there.client.delete("/v1/vms/tern")
+    for host in lab.hosts:
+        host.client.delete("/v1/pools/san")
+
+
+def test_a_vm_that_something_else_is_done_with(lab, blind):
+    here, there = lab.hosts
+    here.client.post("/v1/vms", vm.spec(lab.guest(), "tern"))
+    here.client.post("/v1/vms/tern:start")
+    lab.shape(Network.MIGRATION, "2mbit")
+    first = here.client.post("/v1/vms/tern/moves", {"target": there.name})
+    assert "vm.busy" in found(blind, there)
+    again = blind.ask(f"sterna move tern {there.name}")
+    assert again.returncode != 0
+    assert "is busy" in again.stderr
+    here.client.post(f"/v1/operations/{first['id']}:cancel")
+    lab.shape(Network.MIGRATION, None)
+    here.client.get(f"/v1/operations/{first['id']}", {"wait": 30}, wait_s=60)
+
+
+def test_a_qemu_that_does_not_answer(lab):
+    here, there = lab.hosts
+    make(here)
+    here.client.post("/v1/vms/tern:start")
+    pid = here.client.get("/v1/vms/tern")["process"]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with odd(here, blind=BLIND):
+            admin = Administrator(here)
+            assert "vm.state" in found(admin, there)
+            fails(admin, there)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        restart(here)
+
+
+def holds(image: Path) -> bool:
+    """Whether what was written first is in the image."""
+    read = ["qemu-io", "-r", "-c", "read -P 7 0 64k", image]
+    return subprocess.run(read, check=False, capture_output=True).returncode == 0
+
+
+# ---- eyes -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Watched:
+    """What went by on all wires of a host."""
+
+    found: int = 0  # times that the text was seen
+    seen: int = 0  # bytes
+
+
+@contextlib.contextmanager
+def watching(host, text):
+    """Look for `text` on the wires of `host` until the block ends."""
+    argv = host.command([sys.executable, str(EYES), "watch", text])
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as eyes:
+        try:
+            assert eyes.stdout.readline() == "watching\n"
+            watched = Watched()
+            yield watched
+        finally:
+            eyes.terminate()
+            said = eyes.stdout.readline().split()
+        watched.found, watched.seen = int(said[0]), int(said[1])
+
+
+def is_reached(lab, size: int) -> bool:
+    """Whether the guest answers the client beside it, by a packet of so many bytes."""
+    argv = [sys.executable, str(EYES), "ping", vm.address(0), str(size)]
+    inside = ["ip", "netns", "exec", lab.client_netns, *argv]
+    return subprocess.run(inside, check=False).returncode == 0

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from checking import WARNED, Administrator, odd
+from checking import WARNED, Administrator, closed_port, ip, odd
 from moving import traveller, wait_until
 from sterna.errors import NotFound
 from sterna.lab.links import Network
@@ -16,10 +15,6 @@ from sterna.lab.vm import Load
 from sterna.move.probe import MAX_OPEN
 
 pytestmark = pytest.mark.functional
-
-
-def ip(host, words: str) -> None:
-    subprocess.run(host.command(["ip", *words.split()]), capture_output=True, check=True)
 
 
 @pytest.fixture
@@ -233,17 +228,6 @@ def test_one_of_two_ways_that_is_lost_is_a_warning(make_lab):
     lab.restore(there.name, Network.MIGRATION2)
     back = Administrator(there)
     wait_until(lambda: back.finds("tern", here) == {}, "both ways are open again")
-
-
-@contextlib.contextmanager
-def closed_port(host):
-    """TCP that leaves its migration address is swallowed, as a firewall does that drops; pings pass."""
-    rule = f"from {host.migration_address} ipproto tcp blackhole pref 10"
-    ip(host, f"rule add {rule}")
-    try:
-        yield
-    finally:
-        ip(host, f"rule del {rule}")
 
 
 def test_moves_that_checks_forbid_end_as_they_say(lab, admin):

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from storage_crashing import POINTS
 
-from moving import Load, Traveller, record_of, traveller, wait_until
+from moving import Load, Traveller, a_twin, record_of, traveller, wait_until
 from sterna.errors import SternaError, StorageMoveRefused
 from sterna.lab import demo
 from sterna.lab import hosts as lab_hosts
@@ -241,26 +241,6 @@ def test_a_qemu_that_dies_with_its_daemon_at_the_switch_has_every_block(lab, pla
         for name, path in places.disks().items():
             assert path.parent.name == "fast"
             assert check(path, name).proves(durable[name]["durable"])
-
-
-@contextlib.contextmanager
-def a_twin(host: Host) -> Iterator[None]:
-    """A second VM with the same disks, as no API makes it."""
-    record = record_of(host)
-    data = json.loads(record.read_text())
-    data["spec"] |= {"name": "gull", "id": "5d2b8f5e-6a51-4f0c-8d5e-1f2a3b4c5d6e", "nics": []}
-    twin = record.with_name(f"{data['spec']['id']}.json")
-    try:
-        host.stop()
-        twin.write_text(json.dumps(data))
-        host.start()
-        host.wait_ready()
-        yield
-    finally:
-        host.stop()
-        twin.unlink()
-        host.start()
-        host.wait_ready()
 
 
 def test_what_stands_in_the_way_is_said_before_anything_is_copied(lab, places):

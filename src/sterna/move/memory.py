@@ -194,6 +194,8 @@ class _Rounds:
         if info.transferred != self._transferred or self._around.is_link_down():
             self._transferred, self._moved = info.transferred, now
         elif now - self._moved > STALL_S:
+            if info.status == "setup":
+                raise Stalled(reason=f"the target could not be connected to within {STALL_S:g} s")
             raise Stalled(reason=f"the target took no data for {STALL_S:g} s")
 
     def _measured(self, info: MigrationInfo, now: float) -> Measured:

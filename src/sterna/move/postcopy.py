@@ -24,13 +24,14 @@ from sterna.move.peer import Peer
 from sterna.operations.runner import Job
 from sterna.qemu.commands import MigrationInfo
 from sterna.qemu.session import Events
-from sterna.qemu.sockets import listening_ports
+from sterna.qemu.sockets import cut_connections, listening_ports
 from sterna.vms.machine import VM
 
 CAPABILITY = "postcopy-ram"
 # Names of later QEMUs too: whatever begins so has left the source for good.
 PREFIX = "postcopy-"
 ACTIVE, PAUSED = "postcopy-active", "postcopy-paused"
+LEFT = ("finish-migrate", "postmigrate")  # states of vCPUs that a migration has stopped
 RESUME_S = 10.0  # from a new connection until memory flows again
 LOOK_S = 0.5
 BUSY_S = 2.0  # a main loop that has not answered by then waits for memory
@@ -57,19 +58,33 @@ async def take_back(vm: VM) -> bool:
     """End a migration whose target has certainly not run the guest; False: its QEMU had to go too.
 
     QEMU gives a guest back only as long as its connection to the target holds. Raises QMPTimeout
-    if it was no post-copy that did not end.
+    if it did not end, and the guest is whole here.
     """
+    if vm.process is not None:
+        await asyncio.to_thread(cut_connections, vm.process.pid, are_connecting=True)
     try:
         await memory.abort(vm.qmp)
     except QMPTimeout:
-        info = await vm.qmp.query_migrate()
-        if not is_sending(info.status) and info.status != "cancelling":
+        if not await _is_torn(vm):
             raise
         await vm.quit()
         note = f"{clock.now()} its memory was torn apart when a move failed: it is off, boot it"
         await vm.write(notes=(*vm.record.notes[-9:], note))
         return False
     return True
+
+
+async def _is_torn(vm: VM) -> bool:
+    """Whether a migration that does not end has left memory behind that is not here any more.
+
+    A QEMU that was never allowed post-copy has all of it, and so has one whose vCPUs may still run.
+    """
+    info = await vm.qmp.query_migrate()
+    if is_sending(info.status):
+        return True
+    if info.status != "cancelling" or await vm.qmp.query_status() not in LEFT:
+        return False
+    return CAPABILITY in await vm.qmp.query_migrate_capabilities()
 
 
 # ---- the source --------------------------------------------------------------------------------

@@ -122,6 +122,11 @@ class Monitor:
     async def query_migrate(self, timeout_s: float = ANSWER_S) -> MigrationInfo:
         return MigrationInfo.parse(await self.session.execute("query-migrate", timeout_s=timeout_s))
 
+    async def query_migrate_capabilities(self) -> frozenset[str]:
+        """Those that are switched on."""
+        answer = await self.session.execute("query-migrate-capabilities")
+        return frozenset(one["capability"] for one in answer if one["state"])
+
     async def migrate_set_capabilities(self, capabilities: Mapping[str, bool]) -> None:
         await self.session.execute(
             "migrate-set-capabilities",

@@ -7,7 +7,7 @@ restarted in that moment takes the file descriptor itself.
 Looking tells on which port its NBD server listens and what has been on the wire: neither can QEMU
 be asked.
 
-Promises: only connected TCP sockets are shut down (a migration's; consoles, monitors and the
+Promises: only connected TCP sockets, and those about to be, are shut down (a migration's; consoles, monitors and the
 guest's network are none), the process itself is not touched. Needs root.
 """
 
@@ -22,17 +22,22 @@ from pathlib import Path
 
 _TCP_INFO_BYTES = 256  # struct tcp_info of linux/tcp.h, which only grows at its end
 _BYTES_ACKED = 120  # offset of tcpi_bytes_acked (RFC 4898), Linux 4.2
+_CONNECTING, _LISTENING, _CLOSED = 2, 10, 7  # tcpi_state: of linux/tcp_states.h
 _PIDFD_GETFD = 438  # Linux 5.6, the same number on every architecture
 
 
-def cut_connections(pid: int) -> int:
-    """Shut down the TCP connections of `pid`; how many there were. One that has ended has none."""
+def cut_connections(pid: int, *, are_connecting: bool = False) -> int:
+    """Shut down the TCP connections of `pid`; how many there were. One that has ended has none.
+
+    `are_connecting`: only those whose other side has not answered yet. QEMU's `migrate_cancel`, and
+    even `yank`, wait for these as long as the kernel tries, which is two minutes.
+    """
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return 0
     try:
-        return sum(_cut(pidfd, int(link.name)) for link in _sockets(pid))
+        return sum(_cut(pidfd, int(link.name), are_connecting) for link in _sockets(pid))
     finally:
         os.close(pidfd)
 
@@ -146,15 +151,17 @@ def _listens(pidfd: int, number: int) -> int:
         return int(found.getsockname()[1])
 
 
-def _cut(pidfd: int, number: int) -> bool:
-    """Shut that descriptor down if it is a TCP connection."""
+def _cut(pidfd: int, number: int, are_connecting: bool) -> bool:
+    """Shut that descriptor down if it is a TCP connection, or is about to be one."""
     found = _taken(pidfd, number)
     if found is None:
         return False
     with found:
         try:
-            found.getpeername()
+            state = found.getsockopt(socket.SOL_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)[0]
+            if state in (_LISTENING, _CLOSED) or (are_connecting and state != _CONNECTING):
+                return False
             found.shutdown(socket.SHUT_RDWR)
-        except OSError:  # it listens, or has ended
+        except OSError:  # it has ended
             return False
     return True
