@@ -156,3 +156,10 @@ def closed_port(host: Host) -> Iterator[None]:
         yield
     finally:
         ip(host, f"rule del {rule}")
+
+
+def sent(host: Host, interface: str) -> int:
+    """Bytes that have left by that interface."""
+    counter = f"/sys/class/net/{interface}/statistics/tx_bytes"
+    told = subprocess.run(host.command(["cat", counter]), check=True, capture_output=True)
+    return int(told.stdout)

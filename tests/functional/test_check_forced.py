@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from checking import Administrator, closed_port, configured, ip, make, odd, restart
+from checking import Administrator, closed_port, configured, fill, ip, make, odd, restart, sent
 from moving import a_twin, traveller, wait_until
 from sterna.lab import vm
 from sterna.lab.hosts import LOCAL_POOL
@@ -27,7 +27,7 @@ BLIND = [
     *("host.outbound", "host.same", "network.switch-broken", "network.switch-differs"),
     *("network.blocked", "network.unreachable", "network.address-absent", "network.none-allowed"),
     *("network.mtu", "storage.cd-missing", "storage.pool-broken", "storage.disk-locked"),
-    *("storage.disk-shared", "storage.not-the-same", "storage.snapshots-lost"),
+    *("storage.disk-shared", "storage.snapshots-lost"),
     *("vm.busy", "vm.state"),
     *("pool.unusable", "switch.unusable"),  # as the target tells them
 ]
@@ -205,10 +205,23 @@ def test_ways_that_do_not_connect(lab, blind):
         fails(blind, there)
     finally:
         ip(there, f"addr add {address}/24 dev mig0")
-    here.client.patch("/v1/host/settings", {"migration_networks": ["192.0.2.0/24"]})
-    assert found(blind, there) == {"network.none-allowed"}
-    fails(blind, there)
-    here.client.patch("/v1/host/settings", {"migration_networks": []})
+
+
+def test_a_way_that_its_host_shall_not_use(make_lab, tmp_path):
+    lab = make_lab(migrations=2)
+    here, there = lab.hosts
+    make(here)
+    here.client.patch("/v1/host/settings", {"migration_networks": ["10.92.0.0/24"]})
+    there.client.patch("/v1/host/settings", {"migration_networks": ["10.94.0.0/24"]})
+    with odd(here, blind=["network.none-allowed"]):
+        admin = Administrator(here)
+        assert found(admin, there) == {"network.none-allowed"}
+        noise = tmp_path / "noise"
+        noise.write_bytes(os.urandom(8 << 20))
+        fill(here, "tern", f"-s {noise} 0 8M")
+        before = sent(here, "mig0")
+        admin.moves("tern", there)
+    assert sent(here, "mig0") - before < 1 << 20  # 8 MiB went where they were not to go
 
 
 def test_packets_that_are_too_large_there(lab, blind):
@@ -266,23 +279,6 @@ def test_a_disk_of_two_vms(lab):
     assert mine.exists()  # gull needs it still
     subprocess.run(["qemu-io", "-c", "write -P 7 0 64k", mine], check=True)
     assert not holds(copy)  # one disk has become two
-
-
-def test_storage_that_is_not_the_same(lab, blind, tmp_path):
-    here, there = lab.hosts
-    for host in lab.hosts:
-        (tmp_path / host.name).mkdir()
-        pool = {"name": "san", "path": str(tmp_path / host.name), "shared": True}
-        host.client.post("/v1/pools", pool)
-    make(here, pool="san")
-    assert found(blind, there) == {"storage.not-the-same"}
-    blind.moves("tern", there)
-    refused = blind.ask(f"sterna --host {there.name} vm start tern")
-    assert refused.returncode != 0
-    assert "tern-vda" in refused.stderr  # it stayed behind
-    there.client.delete("/v1/vms/tern")
-    for host in lab.hosts:
-        host.client.delete("/v1/pools/san")
 
 
 def test_a_vm_that_something_else_is_done_with(lab, blind):

@@ -151,6 +151,19 @@ def test_a_vm_of_an_island_is_told_so_and_goes(lab, admin):
     assert there.client.get("/v1/vms/tern")["spec"]["nics"][0]["switch"] == "lan"
 
 
+def test_a_mapping_that_cuts_a_vm_off_is_warned_of(lab, admin):
+    here, there = lab.hosts
+    make(here)
+    there.client.post("/v1/switches", {"name": "inside"})
+    report = admin.check("tern", there, "--network net0=inside")
+    (found,) = report["findings"]
+    assert (found["id"], found["severity"]) == ("network.cut-off", "warning")
+    assert "reaches the network of data0" in found["finding"]
+    assert "Leave --network out" in found["fix"]
+    assert admin.check("tern", there)["findings"] == []
+    admin.moves("tern", there)
+
+
 def test_vlans_that_the_target_cannot_tag_are_found(lab, admin):
     here, there = lab.hosts
     if not here.client.get("/v1/switches/lan")["vlans"]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from checking import Administrator, fill, make, restart
+from checking import Administrator, closed_port, fill, make, restart
 from moving import wait_until
 from sterna.lab import vm
 from sterna.lab.console import GuestConsole
@@ -74,6 +74,55 @@ def began(host, operation, **states):
 
 def ended(host, operation):
     return host.client.get(f"/v1/operations/{operation['id']}", {"wait": 60}, wait_s=90)
+
+
+def test_a_vm_that_one_host_does_not_get_is_sent_to_another(make_lab):
+    lab = make_lab(hosts=3)
+    source, *others = lab.hosts
+    admin = Administrator(source)
+    make(source, "web")
+    fill(source, "web")
+    plan = json.loads(admin.run("sterna host drain --dry-run -o json"))
+    first = plan["vms"][0]["target"]
+    (blocked,) = [one for one in others if one.name == first]
+    (free,) = [one for one in others if one.name != first]
+    with closed_port(blocked):  # which is tried only when the move begins
+        done = admin.ask("sterna host drain --keep-source --keep-for 1h -o json")
+    last, _ = result_of(done)
+    assert [(one["vm"], one["state"], one["target"]) for one in last["vms"]] == [
+        ("web", "moved", free.name)
+    ]
+    told = [line["text"] for line in log_of(source, last["operation"])]
+    assert any(f"it is sent to {free.name}" in text for text in told), told
+    assert here(free) == ["web"]
+    (kept,) = json.loads(admin.run("sterna disk kept -o json"))  # the options are of each move
+    assert free.name in kept["label"]
+
+
+def test_limits_of_several_moves_change_together(lab, tmp_path):
+    source, target = lab.hosts
+    admin = Administrator(source)
+    noise = tmp_path / "noise"
+    noise.write_bytes(os.urandom(8 << 20))
+    for name in ("a", "b", "c"):
+        make(source, name)
+        fill(source, name, f"-s {noise} 0 8M")
+    line = f"sterna move a b c {target.name} --bandwidth 1MB --detach"
+    operation = {"id": admin.run(line).strip()}
+    wait_until(lambda: began(source, operation, a="running", b="running"), "two are on their way")
+    admin.run(f"sterna op set {operation['id']} --bandwidth none")
+    assert ended(source, operation)["state"] == "succeeded"
+    assert here(target) == ["a", "b", "c"]
+    changed = [
+        one["vm"]
+        for one in source.client.get("/v1/operations", {"kind": "move"})
+        if any("no limit" in line["text"] for line in log_of(source, one["id"]))
+    ]
+    assert sorted(changed) == ["a", "b"]  # c begins with the new one
+
+
+def log_of(host, operation):
+    return host.client.get(f"/v1/operations/{operation}/log")
 
 
 def test_a_drain_is_cancelled_and_another_outlives_its_daemon_and_goes_on(lab, tmp_path):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from checking import Administrator
+from checking import Administrator, sent
 from moving import traveller
 from sterna.errors import BadSpec
 from sterna.lab.vm import Load
@@ -16,11 +16,6 @@ pytestmark = pytest.mark.functional
 
 FIRST, SECOND = "10.92.0.0/24", "10.94.0.0/24"  # the lab's migration networks
 FEW = 300_000  # bytes: of connections that are only tried
-
-
-def sent(host, interface: str) -> int:
-    argv = host.command(["cat", f"/sys/class/net/{interface}/statistics/tx_bytes"])
-    return int(Administrator(host).run(" ".join(argv[-2:])))
 
 
 @contextmanager

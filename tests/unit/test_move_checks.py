@@ -150,12 +150,6 @@ BAD = {
     "storage.no-room": question(
         LOCAL, target=replace(TARGET, pools=(replace(TARGET.pools[1], free=GIB),))
     ),
-    "storage.not-the-same": question(
-        target=replace(
-            TARGET,
-            pools=(replace(TARGET.pools[0], pool=replace(TARGET.pools[0].pool, identity="2")),),
-        )
-    ),
     "host.no-migration-address": question(target=replace(TARGET, migration_address="")),
 }
 
@@ -173,6 +167,18 @@ def test_a_blocker_refuses_the_move_with_its_finding(identity: str):
         require(BAD[identity])
     assert caught.value.facts["findings"][0]["id"] == identity
     assert caught.value.exit_code == 3
+
+
+def test_pools_that_are_two_are_warned_of():
+    (found,) = registry.run(
+        question(
+            target=replace(
+                TARGET,
+                pools=(replace(TARGET.pools[0], pool=replace(TARGET.pools[0].pool, identity="2")),),
+            )
+        )
+    )
+    assert (found.id, found.severity) == ("storage.not-the-same", "warning")
 
 
 def test_a_pool_that_the_disks_may_fill_one_day_is_warned_of():

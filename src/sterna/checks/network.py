@@ -110,12 +110,27 @@ def island(q: Question) -> Iterator[Finding]:
     for nic, mine, switch in _plugs(q):
         if mine is None or switch is None or switch.problem or switch.switch.type == "external":
             continue
-        if mine.switch.type == switch.switch.type or nic.switch != mine.switch.name:
+        if mine.switch.type == switch.switch.type:
             yield Finding(
                 f"{nic.name} will be on {nic.switch}, which is {switch.switch.type}: it does not "
                 f"reach out of {q.target.name}, nor what it reaches on {q.source.name} now",
                 f"Move the VMs that belong together, or plug it into an external switch"
                 f"{_others(q, nic, None)}",
+            )
+
+
+@check("network.cut-off", WARNING, "A NIC that reaches out of this host reaches out of the target")
+def cut_off(q: Question) -> Iterator[Finding]:
+    for nic, mine, switch in _plugs(q):
+        if mine is None or switch is None or nic.switch == mine.switch.name:
+            continue  # of one name they would differ, which is a blocker
+        if mine.switch.type == "external" != switch.switch.type:
+            yield Finding(
+                f"{nic.name} reaches the network of {mine.switch.uplink} on {q.source.name}; on "
+                f"{nic.switch} of {q.target.name}, which is {switch.switch.type}, it reaches only VMs "
+                f"of {q.target.name}"
+                + (" and that host itself" if switch.switch.type == "internal" else ""),
+                f"Leave --network out, or plug it into an external switch{_others(q, nic, None)}",
             )
 
 

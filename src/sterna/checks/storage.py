@@ -105,7 +105,7 @@ def cd_image(q: Question) -> Iterator[Finding]:
 
 @check(
     "storage.not-the-same",
-    BLOCKER,
+    WARNING,
     "A pool that both hosts declare shared is the same storage on both",
 )
 def not_the_same(q: Question) -> Iterator[Finding]:
@@ -120,14 +120,16 @@ def not_the_same(q: Question) -> Iterator[Finding]:
         if mine.identity != pool.pool.identity:
             yield Finding(
                 f"pool {disk.pool} is declared shared, but is not the same storage on "
-                f"{q.source.name} ({mine.identity}) and {q.target.name} ({pool.pool.identity})",
+                f"{q.source.name} ({mine.identity}) and {q.target.name} ({pool.pool.identity}): "
+                f"{disk.name} is copied there",
                 fix,
             )
         elif _is_apart(q, disk.pool):
             yield Finding(
                 f"pool {disk.pool} is a copy and not the same storage on {q.source.name} "
                 f"({mine.path}) and {q.target.name} ({pool.pool.path}): they have the same "
-                f"identity, but what is written on one is not seen on the other",
+                f"identity, but what is written on one is not seen on the other; {disk.name} is "
+                f"copied there",
                 fix,
             )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from sterna.cli import complete
 from sterna.cli.command import Command, Settings
+from sterna.cli.move import options, wishes
 
 the_host = click.argument("name", metavar="[HOST]", required=False, shell_complete=complete.hosts)
 dry_run_ = click.option(
@@ -23,6 +26,7 @@ detach_ = click.option("--detach", is_flag=True, help="Print the operation's id 
         "sterna host drain host-b --dry-run",
         "sterna host drain --to host-b --to host-c",
         "sterna host drain --keep-off -o json | tail -n 1",
+        "sterna host drain --max-downtime 2s --on-stall throttle --bandwidth 1Gbit",
     ),
 )
 @the_host
@@ -34,22 +38,27 @@ detach_ = click.option("--detach", is_flag=True, help="Print the operation's id 
     help="A host that may take VMs; may be repeated. Default: all that the host knows.",
 )
 @click.option("--keep-off", is_flag=True, help="VMs that are off stay where they are.")
+@options
 @dry_run_
 @detach_
 @click.pass_obj
-def drain(  # noqa: PLR0913, PLR0917 - click hands over each
+def drain(  # noqa: PLR0913 - click hands over each
     settings: Settings,
+    /,
+    *,
     name: str | None,
     to: tuple[str, ...],
     keep_off: bool,
     dry_run: bool,
     detach: bool,
+    **wished: Any,
 ) -> int:
     """Move all VMs of a host, of this one by default, to the others, and let it take none.
 
     Each VM goes where it fits: by memory, processor and all other checks, by its affinity and
     anti-affinity groups and allowed hosts (sterna vm set), those of high priority first. What is
-    planned is shown, then done. A VM that cannot leave stays as it is, and is explained.
+    planned is shown, then done. A VM that cannot leave stays as it is, and is explained; one whose
+    move fails is sent to another host that will do. The options of a move are for each of them.
 
     From then on the host takes no VM and starts none, also after a restart, until it is resumed.
     Ctrl-C cancels what is under way; the host is draining still, and what has left stays where it
@@ -58,7 +67,7 @@ def drain(  # noqa: PLR0913, PLR0917 - click hands over each
     from sterna.cli import several  # noqa: PLC0415 - start-up time
 
     _choose(settings, name)
-    body = {"to": list(to), "keep_off": keep_off}
+    body = {"to": list(to), "keep_off": keep_off, "wishes": wishes("*", wished)}
     return several.carry_out(settings, "/v1/host/drain", body, dry_run=dry_run, detach=detach)
 
 

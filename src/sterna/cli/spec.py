@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sterna.cli.placed import NAMES
 from sterna.errors import BadSpec
 
 FIRST = {"disks": "vda", "cds": "cd0", "nics": "net0"}
@@ -60,14 +61,14 @@ def _toml(text: str, where: str) -> Any:
 def merge(spec: dict[str, Any], options: Mapping[str, Any], is_local: bool) -> dict[str, Any]:
     """`spec` with the options that were given. Disks, CDs, NICs and tags are added to the file's."""
     result = dict(spec)
-    for key in ("name", "vcpus", "memory", "cpu", "machine", "firmware"):
-        if options.get(key) is not None:
-            result[key] = options[key]
+    result |= _chosen(options, ("name", "vcpus", "memory", "cpu", "machine", "firmware"))
     if options.get("graphics") is False:
         result["graphics"] = False
     boot = {key: options[key] for key in ("kernel", "initrd", "cmdline") if options.get(key)}
     if boot:
         result["boot"] = {**(result.get("boot") or {}), **boot}
+    if placement := _chosen(options, NAMES):
+        result["placement"] = {**(result.get("placement") or {}), **placement}
     for key in ("disks", "cds", "nics", "tags"):
         if options.get(key):
             result[key] = [*_items(result, key), *options[key]]
@@ -78,6 +79,10 @@ def merge(spec: dict[str, Any], options: Mapping[str, Any], is_local: bool) -> d
     if is_local:
         _absolute(result)
     return result
+
+
+def _chosen(options: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: options[key] for key in keys if options.get(key) is not None}
 
 
 def _items(spec: Mapping[str, Any], key: str) -> list[Any]:

@@ -12,6 +12,7 @@ from sterna.cli.cd import eject, insert
 from sterna.cli.checkpoint import checkpoint, follow_to_end
 from sterna.cli.command import Settings, command, group
 from sterna.cli.nic import nic as nic_group
+from sterna.cli.placed import placed
 from sterna.cli.port import export, import_
 from sterna.cli.values import cd, disk, duration, nic, size
 from sterna.cli.vm_set import set_, upgrade_version
@@ -88,6 +89,7 @@ FIRMWARE = click.Choice(["bios", "uefi"])
 @click.option("--machine", metavar="TYPE", help="Versioned machine type. Default: the newest.")
 @click.option("--no-graphics", "graphics", flag_value=False, default=None, help="No VGA, no VNC.")
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="A label; may be repeated.")
+@placed
 @click.option("--start", is_flag=True, help="Start it at once.")
 @click.pass_obj
 def create(settings: Settings, /, file: str | None, start: bool, **options: Any) -> None:

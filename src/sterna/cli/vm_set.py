@@ -9,6 +9,7 @@ import click
 
 from sterna.cli import complete, values
 from sterna.cli.command import Command, Settings
+from sterna.cli.placed import placed
 
 LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "shared")
 CANCELLED = 7  # DESIGN: exit codes
@@ -47,30 +48,7 @@ def _levels(_context: click.Context, _parameter: click.Parameter, incomplete: st
     shell_complete=complete.others,
     help="With shared: the hosts that it must be able to move to. Default: all known ones.",
 )
-@click.option(
-    "--affinity",
-    type=values.names,
-    metavar="GROUP,...",
-    help="Keep it on one host with the VMs of this group, if that can be. none: it has no group.",
-)
-@click.option(
-    "--anti-affinity",
-    type=values.names,
-    metavar="GROUP,...",
-    help="Keep it on another host than every VM of this group.",
-)
-@click.option(
-    "--allowed-hosts",
-    type=values.names,
-    metavar="HOST,...",
-    help="It moves to these hosts only. none: to every host.",
-)
-@click.option(
-    "--priority",
-    type=int,
-    metavar="N",
-    help="0 to 100; the higher go first when a host is emptied. Default of a VM: 50.",
-)
+@placed
 @click.option(
     "--tag",
     "tags",

@@ -11,7 +11,7 @@ import contextlib
 from sterna import clock
 from sterna.errors import Conflict, HostUnreachable, NotFound, SternaError
 from sterna.fleet.convoy import Tell
-from sterna.model.move import MoveWishes
+from sterna.model.move import Adjustment, MoveWishes
 from sterna.model.operation import Operation
 from sterna.model.several import Part
 from sterna.move.peer import Peers
@@ -29,13 +29,14 @@ class Back:
     def __init__(self, vms: VMs, peers: Peers) -> None:
         self._vms = vms
         self._peers = peers
+        self._wishes = MoveWishes(target=vms.config.name)
 
     async def begin(self, part: Part) -> str:
         """Ask its host to move it here."""
         peer, begun = self._peers.get(part.source), list[Operation]()
 
         async def ask() -> None:
-            begun.append(await peer.move(part.vm_id, MoveWishes(target=self._vms.config.name)))
+            begun.append(await peer.move(part.vm_id, self._wishes))
 
         try:
             await finish(ask())
@@ -67,6 +68,15 @@ class Back:
         """Unless it has ended, or is about to."""
         with contextlib.suppress(Conflict, NotFound):
             await self._peers.get(part.source).cancel(part.operation)
+
+    async def adjust(self, part: Part, wished: Adjustment) -> None:
+        """Unless it has ended, or is in a phase that cannot change."""
+        with contextlib.suppress(Conflict, NotFound):
+            await self._peers.get(part.source).adjust(part.operation, wished)
+
+    def prefer(self, wished: Adjustment) -> None:
+        """Of all moves that begin from now on."""
+        self._wishes = wished.of(self._wishes)
 
     async def has_left(self, part: Part) -> bool:
         """By the record here."""

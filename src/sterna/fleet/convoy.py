@@ -30,7 +30,7 @@ from sterna.errors import (
     from_problem,
 )
 from sterna.model import edge
-from sterna.model.move import MoveWishes
+from sterna.model.move import Adjustment, MoveWishes
 from sterna.model.operation import Operation, OperationState
 from sterna.model.several import Part, PartState, counted
 from sterna.move.engine import Moves
@@ -68,6 +68,12 @@ class Driver(Protocol):
 
     async def cancel(self, part: Part) -> None:
         """Ask its move to stop. Raises SternaError."""
+
+    async def adjust(self, part: Part, wished: Adjustment) -> None:
+        """Change what its move is to keep to. Raises SternaError."""
+
+    def prefer(self, wished: Adjustment) -> None:
+        """The same for all that have not begun."""
 
     async def has_left(self, part: Part) -> bool:
         """Whether it is away from its source, after a move that ended well, or left something."""
@@ -108,6 +114,15 @@ class Local:
         with contextlib.suppress(Conflict, OperationNotFound):
             await self._runner.cancel(part.operation)
 
+    async def adjust(self, part: Part, wished: Adjustment) -> None:
+        """Unless it has ended, or is in a phase that cannot change."""
+        with contextlib.suppress(Conflict, OperationNotFound):
+            await self._runner.adjust(part.operation, wished)
+
+    def prefer(self, wished: Adjustment) -> None:
+        """Of all moves that begin from now on."""
+        self._wishes = wished.of(self._wishes)
+
     async def has_left(self, part: Part) -> bool:
         """By its record."""
         vm = self._vms.by_id(part.vm_id)
@@ -132,9 +147,10 @@ class Convoy:
         job = self._job
         self._report()
         try:
-            async with asyncio.TaskGroup() as group:
-                for index in range(len(self.parts)):
-                    group.create_task(self._one(index))
+            with job.adjustable(self._adjust):
+                async with asyncio.TaskGroup() as group:
+                    for index in range(len(self.parts)):
+                        group.create_task(self._one(index))
         except asyncio.CancelledError:
             if job.stopped_by != "user":
                 raise
@@ -143,6 +159,13 @@ class Convoy:
             fix = f"See what became of each: sterna op show {job.id}"
             raise SeveralCancelled(done=done, total=total, fix=fix) from None
         return tuple(self.parts)
+
+    async def _adjust(self, wished: Adjustment) -> None:
+        """The user wants other limits: for each that is under way, and for those to come."""
+        self._driver.prefer(wished)
+        for part in self.parts:
+            if part.operation and not part.state.is_final:
+                await self._driver.adjust(part, wished)
 
     async def _one(self, index: int) -> None:
         was_final = self.parts[index].state.is_final

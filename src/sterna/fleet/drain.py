@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from sterna.model.check import Outcome, outcome
 from sterna.model.move import MoveWishes
 from sterna.model.operation import Operation
 from sterna.model.several import (
+    ANY,
     Away,
     DrainWishes,
     Part,
@@ -44,14 +45,16 @@ from sterna.vms.service import VMs
 
 KINDS = ("drain", "resume")
 AGAIN = "sterna host drain"
+NONE = MoveWishes(target=ANY)
+AGAIN_ELSEWHERE = (PartState.FAILED, PartState.REFUSED)  # at a target; without one it cannot go
 CANCELLED = f"The host is draining still. Go on: {AGAIN}; or let it take VMs: sterna host resume"
 
 
 class Leaving(Local):
     """Moves of a drain: each VM is written down before it goes."""
 
-    def __init__(self, drains: Drains, job: Job) -> None:
-        super().__init__(drains.moves, drains.vms, job.id, MoveWishes(target=""))
+    def __init__(self, drains: Drains, job: Job, wishes: MoveWishes) -> None:
+        super().__init__(drains.moves, drains.vms, job.id, wishes)
         self._drains = drains
 
     async def begin(self, part: Part) -> str:
@@ -92,7 +95,7 @@ class Drains:
         """What ends such an operation of a former life of the daemon."""
         runner = self.vms.runner
         return {
-            "drain": settle(runner, lambda job: Leaving(self, job), AGAIN),
+            "drain": settle(runner, lambda job: Leaving(self, job, NONE), AGAIN),
             "resume": settle(runner, lambda _: Back(self.vms, self._peers), "sterna host resume"),
         }
 
@@ -133,15 +136,17 @@ class Drains:
 
         async def work(job: Job) -> dict[str, Any]:
             done: tuple[Part, ...] = ()
-            while new := [vm for vm in self._here() if vm.id not in {one.vm_id for one in done}]:
+            tried: dict[str, set[str]] = {}
+            driver = Leaving(self, job, wishes.wishes)
+            while new := self._next(done, tried):
                 job.phase = "plan"
-                found, notes = await self._survey.places(new, wishes)
+                found, notes = await self._survey.places(new, wishes, tried)
                 for text in notes:
                     job.warn(text)
                 job.phase = "move"
-                parts = (*done, *map(self._part, found))
+                parts = _joined(done, map(self._part, found), job)
                 try:
-                    done = await Convoy(job, Leaving(self, job), parts).run()
+                    done = await Convoy(job, driver, parts).run()
                 except SeveralCancelled as error:
                     raise SeveralCancelled(**{**error.facts, "fix": CANCELLED}) from error
                 finally:
@@ -150,6 +155,21 @@ class Drains:
             return concluded(done, job.id)
 
         return await self._start("drain", work)
+
+    def _next(self, done: Sequence[Part], tried: dict[str, set[str]]) -> list[VM]:
+        """Who is here and has not been looked at, or might go to another host than it has `tried`."""
+        ended = {one.vm_id: one for one in done}
+        found = []
+        for vm in self._here():
+            part = ended.get(vm.id)
+            if part is None:
+                found.append(vm)
+            elif part.state in AGAIN_ELSEWHERE and part.target:
+                before = tried.setdefault(vm.id, set())
+                if part.target not in before:
+                    before.add(part.target)
+                    found.append(vm)
+        return found
 
     async def _start(self, kind: str, work: Work) -> Operation:
         async with self._turn:
@@ -256,3 +276,16 @@ class Drains:
             reason=first.finding if first else "",
             fix=first.fix if first else "",
         )
+
+
+def _joined(done: Sequence[Part], new: Iterable[Part], job: Job) -> tuple[Part, ...]:
+    """With the next try of those that failed, each in its place; one that has none stays failed."""
+    parts = {one.vm_id: one for one in done}
+    for part in new:
+        failed = parts.get(part.vm_id)
+        if failed is not None and not part.target:
+            continue
+        if failed is not None:
+            job.log(f"{part.vm}: {failed.target} did not do; it is sent to {part.target}")
+        parts[part.vm_id] = part
+    return tuple(parts.values())

@@ -6,8 +6,9 @@ Gathers the facts; who goes where is decided by `placement`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from sterna.errors import SternaError, VMNotFound
 from sterna.fleet.hosts import Fleet
@@ -33,16 +34,26 @@ class Survey:
         self._fleet = fleet
 
     async def places(
-        self, vms: Sequence[VM], wishes: DrainWishes
+        self,
+        vms: Sequence[VM],
+        wishes: DrainWishes,
+        tried: Mapping[str, Collection[str]] = MappingProxyType({}),
     ) -> tuple[list[Planned], list[str]]:
-        """Each with its place, in the order in which they go; and what is worth to know."""
+        """Each with its place, in the order in which they go; and what is worth to know.
+
+        `tried`: hosts where a VM, by its id, shall not be tried again.
+        """
         targets = wishes.to or tuple(self._peers.names)
         staying = [vm for vm in vms if wishes.keep_off and vm.state is RunState.OFF]
         going = {vm.id: vm for vm in vms if vm not in staying}
         facts = await self._fleet.facts(targets) if targets else {}
-        looked = await self._look(list(going.values()), targets)
+        looked = await self._look(list(going.values()), targets, wishes.wishes)
         lost = {one: error for one, error in looked.items() if isinstance(error, SternaError)}
-        seen = {one: found for one, found in looked.items() if isinstance(found, dict)}
+        seen = {
+            one: {name: each for name, each in found.items() if name not in tried.get(one, ())}
+            for one, found in looked.items()
+            if isinstance(found, dict)
+        }
         rooms = [_room(name, one) for name, one in facts.items() if isinstance(one, HostFacts)]
         guests = [_guest(going[one], reports) for one, reports in seen.items()]
         placement = place(guests, rooms)
@@ -65,7 +76,7 @@ class Survey:
         return found, split
 
     async def _look(
-        self, vms: Sequence[VM], targets: Sequence[str]
+        self, vms: Sequence[VM], targets: Sequence[str], wishes: MoveWishes
     ) -> dict[str, dict[str, MoveReport] | SternaError]:
         """What each would meet on each host, by id and host; or why it cannot be looked at."""
         turn = asyncio.Semaphore(AT_ONCE)
@@ -73,7 +84,7 @@ class Survey:
         async def one(vm: VM) -> dict[str, MoveReport] | SternaError:
             async with turn:
                 try:
-                    reports = await self._moves.survey(vm.id, MoveWishes(target=""), targets)
+                    reports = await self._moves.survey(vm.id, wishes, targets)
                 except SternaError as error:
                     return error
                 return {report.target: report for report in reports}

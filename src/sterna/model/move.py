@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -124,6 +124,12 @@ class Adjustment:
             require_downtime(self.max_downtime_ms)
         if self.max_downtime_ms is None and self.bandwidth is None:
             raise ValueError("say what shall change: bandwidth, max_downtime_ms")
+
+    def of(self, wishes: MoveWishes) -> MoveWishes:
+        """Those wishes, changed."""
+        pause_ms = wishes.max_downtime_ms if self.max_downtime_ms is None else self.max_downtime_ms
+        bandwidth = wishes.bandwidth if self.bandwidth is None else self.bandwidth or None
+        return replace(wishes, max_downtime_ms=pause_ms, bandwidth=bandwidth)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

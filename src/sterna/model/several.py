@@ -6,7 +6,7 @@ No I/O.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
@@ -14,6 +14,8 @@ from sterna.model.check import Check, Outcome
 from sterna.model.disk import STRICT
 from sterna.model.move import MoveWishes
 from sterna.model.vm import RunState
+
+ANY = "*"  # for a target that is not chosen yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +40,18 @@ class SeveralWishes:
 class DrainWishes:
     """Body of POST /v1/host/drain. `to`: hosts that may take VMs; empty: all that it knows.
 
-    `keep_off`: VMs that are off stay here.
+    `keep_off`: VMs that are off stay here. `wishes`: of each move; its target is chosen anyhow.
     """
 
     __pydantic_config__ = STRICT
 
     to: tuple[str, ...] = ()
     keep_off: bool = False
+    wishes: MoveWishes = field(default_factory=lambda: MoveWishes(target=ANY))
+
+    def __post_init__(self) -> None:
+        if self.wishes.approved is not None:
+            raise ValueError("a plan is of one VM; leave wishes.approved out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

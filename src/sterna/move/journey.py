@@ -156,12 +156,9 @@ class Move:
 
     async def _adjust(self, member: Member, wished: Adjustment) -> None:
         """The user wants other limits."""
-        if wished.max_downtime_ms is not None:
-            self.wishes = replace(self.wishes, max_downtime_ms=wished.max_downtime_ms)
+        self.wishes = wished.of(self.wishes)
         if wished.bandwidth is not None:
-            bandwidth = wished.bandwidth or None
-            self.wishes = replace(self.wishes, bandwidth=bandwidth)
-            await member.ask(bandwidth)
+            await member.ask(self.wishes.bandwidth)
         self.job.log(_adjusted(wished))
 
     def _qemus_wishes(self) -> MoveWishes:

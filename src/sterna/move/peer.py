@@ -28,7 +28,7 @@ from sterna.model import edge
 from sterna.model.access import MAX_REASON
 from sterna.model.check import Check, MoveReport
 from sterna.model.host import HostFacts
-from sterna.model.move import MoveWishes
+from sterna.model.move import Adjustment, MoveWishes
 from sterna.model.operation import Operation
 from sterna.model.reservation import (
     FileCheck,
@@ -219,6 +219,11 @@ class Peer:
     async def cancel(self, operation: str) -> Operation:
         """Ask one of its operations to stop and undo."""
         return self._operation(await self._ask("POST", f"/v1/operations/{operation}:cancel"))
+
+    async def adjust(self, operation: str, wished: Adjustment) -> Operation:
+        """Change what one of its operations is to keep to."""
+        path = f"/v1/operations/{operation}"
+        return self._operation(await self._ask("PATCH", path, edge.dump(wished)))
 
     # ---- files -----------------------------------------------------------------------------
 
