@@ -177,6 +177,7 @@ class Daemon:
         """Bring switches and VMs back to what their records say; then the API may answer."""
         self.ports.load()
         self.drains.load()
+        self.moves.paces.load()
         ends = {
             **settlers(self.vms, self.checkpoints),
             **self.ports.settlers(),

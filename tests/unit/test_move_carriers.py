@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from sterna.move.carriers import NEVER_S, Measured, choose
+from sterna.move.carriers import NEVER_S, Measured, Pace, choose, learnt
 from sterna.move.sample import Memory
 from sterna.units import GIB, MIB
 
@@ -82,3 +84,44 @@ def test_a_forecast_grows_with_what_is_to_be_sent():
         < total(memory=Memory(used=USED, dirty=50e6))
         < total(memory=Memory(used=USED), disks=GIB)
     )
+
+
+def total_s(measured: Measured, kind: str) -> float:
+    """As it is forecast."""
+    return next(one.total_s for one in choose("auto", measured).forecasts if one.kind == kind)
+
+
+@pytest.mark.parametrize("kind", ["direct", "compression"])
+@pytest.mark.parametrize("pace", [0.3, 0.5, 2.0, 4.0])
+def test_forecasts_come_true_after_a_few_moves_between_hosts_of_any_pace(kind, pace):
+    fast = Measured(link=40 * GBIT, memory=Memory(used=USED, dirty=20e6))
+    really = total_s(replace(fast, pace=Pace(**{kind: pace})), kind)
+    known = fast
+    for _ in range(4):
+        known = replace(known, pace=learnt(known, kind, really))
+    assert total_s(known, kind) == pytest.approx(really, rel=0.16)  # as the link's share may be
+    other = "direct" if kind == "compression" else "compression"
+    assert known.pace.of(other) == 1.0
+
+
+def test_a_move_as_long_as_its_link_tells_nothing_of_the_hosts():
+    slow = Measured(link=GBIT / 10, memory=Memory(used=USED))
+    assert learnt(slow, "compression", total_s(slow, "compression")) == Pace()
+    assert learnt(slow, "direct", 1.1 * total_s(slow, "direct")) == Pace()
+
+
+def test_hosts_that_were_thought_slow_are_found_to_be_faster_even_by_a_slow_link():
+    lame = Measured(link=GBIT / 2, memory=Memory(used=USED), pace=Pace(compression=0.1))
+    really = total_s(replace(lame, pace=Pace()), "compression")
+    assert learnt(lame, "compression", really).compression > 0.3
+
+
+def test_no_move_makes_hosts_endlessly_slow_or_fast():
+    one = Measured(link=40 * GBIT, memory=Memory(used=USED))
+    pace = Pace()
+    for _ in range(50):
+        pace = learnt(replace(one, pace=pace), "direct", 1e6)
+    assert pace.direct >= 0.1
+    for _ in range(50):
+        pace = learnt(replace(one, pace=pace), "direct", 0.0)
+    assert pace.direct <= 10.0

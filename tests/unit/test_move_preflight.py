@@ -25,7 +25,7 @@ def test_a_command_that_the_target_names_is_not_for_us_to_run(monkeypatch):
             return (said,)
 
     monkeypatch.setattr(offer, "reservation", lambda *_: None)
-    preflight = Preflight(SimpleNamespace(), None, None, None)
+    preflight = Preflight(SimpleNamespace(), None, None, None, None)
     (found,) = asyncio.run(preflight._told(None, Target(), None, set()))
     assert (found.id, found.finding, found.fix) == (said.id, said.finding, said.fix)
     assert not found.command

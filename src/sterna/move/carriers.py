@@ -7,8 +7,12 @@ a guest that writes much moves the border, because it must be outrun.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
 
+from sterna.model.disk import STRICT
 from sterna.model.move import Carrier
 from sterna.model.reservation import CarrierKind
 from sterna.move.sample import Memory
@@ -26,7 +30,32 @@ DIRECT_PAUSE_MS, RELAY_PAUSE_MS = 40.0, 70.0  # of a pause, without memory
 FIRST_PAUSE = 0.5  # share of the longest pause that the convergence policy allows at first
 MARGIN = 0.9  # a carrier that does more must gain at least so much
 NEVER_S = 3600.0  # stands for rounds that do not end
+MOST_PACE = 10.0  # hosts that are so much faster or slower than the constants
+BY_LINK = 1.15  # a move that took at most so much longer than its link alone
+LEARN = 0.7  # weight of the newest move
+HALVINGS = 30
 FEW_CPUS = 0.3  # idle: a carrier that needs work only gets this much, in competition with guests
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How fast two hosts really are, to the constants here; learnt from the moves between them."""
+
+    __pydantic_config__ = STRICT
+
+    version: Literal[1] = 1
+    direct: float = 1.0
+    compression: float = 1.0
+
+    def of(self, kind: CarrierKind) -> float:
+        """Of that carrier."""
+        return self.direct if kind == "direct" else self.compression
+
+    def but(self, kind: CarrierKind, pace: float) -> Pace:
+        """With another one of that carrier."""
+        if kind == "direct":
+            return replace(self, direct=pace)
+        return replace(self, compression=pace)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +70,7 @@ class Measured:
     limit: int | None = None  # that the user or the host set for the wire
     max_pause_s: float = 0.3
     sync_s: float = 0.0  # that the guest stands still while QEMU looks what it has changed
+    pace: Pace = Pace()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +99,12 @@ class Choice:
     kind: CarrierKind
     reason: str
     forecasts: tuple[Forecast, ...] = ()
-    link: float | None = None  # bytes/s that were measured
+    measured: Measured | None = None  # what they rest on
+
+    @property
+    def link(self) -> float | None:
+        """Bytes/s that were measured."""
+        return self.measured.link if self.measured is not None else None
 
     @property
     def forecast(self) -> Forecast | None:
@@ -88,13 +123,13 @@ def choose(wished: Carrier, measured: Measured) -> Choice:
     forecasts = direct, relayed = _direct(measured), _relayed(measured)
     if wished != "auto":
         return Choice(
-            kind=wished, reason="it was asked for", forecasts=forecasts, link=measured.link
+            kind=wished, reason="it was asked for", forecasts=forecasts, measured=measured
         )
     best, other = (
         (relayed, direct) if relayed.total_s < direct.total_s * MARGIN else (direct, relayed)
     )
     reason = _reason(measured, best, other)
-    return Choice(kind=best.kind, reason=reason, forecasts=forecasts, link=measured.link)
+    return Choice(kind=best.kind, reason=reason, forecasts=forecasts, measured=measured)
 
 
 def _reason(measured: Measured, best: Forecast, other: Forecast) -> str:
@@ -119,8 +154,42 @@ def _work(idle: float | None) -> float:
     return 1.0 if idle is None else min(1.0, max(FEW_CPUS, idle))
 
 
-def _direct(measured: Measured) -> Forecast:
+def _share(measured: Measured, kind: CarrierKind) -> float:
+    """What the constants are multiplied with."""
     share = min(_work(measured.idle_here), _work(measured.idle_there))
+    return share * measured.pace.of(kind)
+
+
+def learnt(measured: Measured, kind: CarrierKind, total_s: float) -> Pace:
+    """The pace, by a move with that carrier that took so long.
+
+    A move that took as long as its link did tells nothing but that the hosts are not slower.
+    """
+    old = measured.pace.of(kind)
+
+    def at(pace: float) -> float:
+        changed = replace(measured, pace=measured.pace.but(kind, pace))
+        return (_direct(changed) if kind == "direct" else _relayed(changed)).total_s
+
+    slow, fast = 1 / MOST_PACE, MOST_PACE
+    if total_s <= at(fast) * BY_LINK:
+        found = old if at(old) <= total_s * BY_LINK else _solved(at, total_s * BY_LINK)
+        return measured.pace.but(kind, max(old, found))
+    found = slow if at(slow) <= total_s else _solved(at, total_s)
+    return measured.pace.but(kind, old ** (1 - LEARN) * found**LEARN)
+
+
+def _solved(at: Callable[[float], float], total_s: float) -> float:
+    """The pace at which a move takes so long; it takes longer the slower they are."""
+    slow, fast = 1 / MOST_PACE, MOST_PACE
+    for _ in range(HALVINGS):
+        middle = math.sqrt(slow * fast)
+        slow, fast = (middle, fast) if at(middle) > total_s else (slow, middle)
+    return math.sqrt(slow * fast)
+
+
+def _direct(measured: Measured) -> Forecast:
+    share = _share(measured, "direct")
     rate = min(_link(measured), DIRECT_BYTES_S * share)
     seconds, sent, pause = _rounds(measured, rate, rate, DIRECT_PAUSE_MS)
     return Forecast(
@@ -134,7 +203,7 @@ def _direct(measured: Measured) -> Forecast:
 
 def _relayed(measured: Measured) -> Forecast:
     memory, link = measured.memory, _link(measured)
-    share = min(_work(measured.idle_here), _work(measured.idle_there))
+    share = _share(measured, "compression")
     first = min(link / memory.first, RELAY_BYTES_S * share)
     again = min(link / memory.again, AGAIN_BYTES_S * share)
     seconds, sent, pause = _rounds(measured, first, again, RELAY_PAUSE_MS)

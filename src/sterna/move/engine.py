@@ -16,6 +16,7 @@ from sterna.model.travel import Travel
 from sterna.move import offer, seed
 from sterna.move.journey import Move
 from sterna.move.limits import Limits
+from sterna.move.paces import Paces
 from sterna.move.peer import Peers
 from sterna.move.preflight import Preflight
 from sterna.move.queue import in_turn
@@ -39,7 +40,8 @@ class Moves:
         settings: Settings,
     ) -> None:
         self._vms = vms
-        self._preflight = Preflight(vms, peers, own_facts, inspections)
+        self.paces = Paces(vms.config.state_dir / "paces")
+        self._preflight = Preflight(vms, peers, own_facts, inspections, self.paces)
         self._seeds = seeds
         self._limits = Limits(settings.now.bandwidth or None)
         self._live = Slots(lambda: settings.now.live_moves, f"on {vms.config.name}")
@@ -98,7 +100,9 @@ class Moves:
             }  # fmt: skip
             filled = prepared.wishes
             if not is_sown:
-                return await Move(vm, peer, filled, travel, **go_with).run()
+                result = await Move(vm, peer, filled, travel, **go_with).run()
+                await self.paces.learn(wishes.target, choice, result)
+                return result
             job.log(f"its disks are frozen and sent as files: {why}")
             await self._seeds.sow(vm, job)
             unbound = replace(wishes, approved=None)  # frozen, its disks are others than approved

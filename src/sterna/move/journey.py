@@ -471,7 +471,9 @@ class Move:
         """The way to the target is not needed any more; what it counted is."""
         await self.carriage.end(is_undone=False)
         view = self.carriage.view()
-        known: dict[str, Any] = {key: view[key] for key in ("ratio", "pages") if key in view}
+        known: dict[str, Any] = {
+            key: view[key] for key in ("ratio", "pages", "down_s") if key in view
+        }
         self.report.carried(self.carriage.wire_bytes(), known)
 
     async def _last_copy(self) -> None:

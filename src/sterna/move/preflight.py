@@ -26,6 +26,7 @@ from sterna.model.travel import Travel
 from sterna.model.vm import Disk, VMSpec
 from sterna.move import carriers, gather, offer, probe, sample
 from sterna.move.carriers import Choice
+from sterna.move.paces import Paces
 from sterna.move.peer import Peer, Peers
 from sterna.move.storage.facts import users
 from sterna.move.travel import measure, plan, shared_pools
@@ -102,11 +103,13 @@ class Preflight:
         peers: Peers,
         own_facts: Callable[[], Awaitable[HostFacts]],
         inspections: Inspections,
+        paces: Paces,
     ) -> None:
         self._vms = vms
         self._peers = peers
         self._own_facts = own_facts
         self._inspections = inspections
+        self._paces = paces
 
     async def reports(self, vm: VM, wishes: MoveWishes, targets: Sequence[str]) -> list[MoveReport]:
         """The same for many targets, a few at a time. No link is measured: they would share it."""
@@ -229,7 +232,7 @@ class Preflight:
         return Prepared(
             question=question,
             found=tuple(registry.in_order(found)),
-            choice=_choice(vm, question, here.memory),
+            choice=_choice(vm, question, here.memory, self._paces.of(wishes.target)),
         )
 
     async def _seen(
@@ -310,7 +313,9 @@ def _usable(link: LinkFacts, source: HostFacts, target: HostFacts) -> tuple[str,
     return probe.usable((), target.migration_addresses, source.settings.migration_networks)
 
 
-def _choice(vm: VM, q: Question, memory: sample.Memory | None) -> Choice | None:
+def _choice(
+    vm: VM, q: Question, memory: sample.Memory | None, pace: carriers.Pace
+) -> Choice | None:
     if vm.process is None:
         return None
     measured = carriers.Measured(
@@ -322,6 +327,7 @@ def _choice(vm: VM, q: Question, memory: sample.Memory | None) -> Choice | None:
         limit=q.wishes.bandwidth,
         max_pause_s=q.wishes.pause_ms / 1000,
         sync_s=_sync_s(vm),
+        pace=pace,
     )
     return carriers.choose(q.wishes.carrier or "auto", measured)
 
