@@ -61,7 +61,9 @@ def test_several_vms_are_planned_then_moved(monkeypatch, capsys):
 def test_a_dry_run_asks_for_nothing_but_a_plan(monkeypatch, capsys, outcomes, code):
     sternad = Sternad(*(planned(f"vm{n}", one) for n, one in enumerate(outcomes)))
     assert run(monkeypatch, sternad, "host", "drain", "--dry-run", "--to", "b") == code
-    assert sternad.posted == [("/v1/host/drain:check", {"to": ["b"], "keep_off": False, "wishes": {"target": "*"}})]
+    assert sternad.posted == [
+        ("/v1/host/drain:check", {"to": ["b"], "keep_off": False, "wishes": {"target": "*"}})
+    ]
     sternad.posted.clear()
     assert run(monkeypatch, sternad, "move", "web", "b", "--dry-run", "-o", "json") == code
     assert [path for path, _ in sternad.posted] == ["/v1/moves:check"]
