@@ -3,7 +3,9 @@
 import asyncio
 import json
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -167,6 +169,34 @@ async def test_a_daemon_that_restarts_during_the_hang_cuts_the_connection(tmp_pa
         await vm.process.wait()
         await session.close()
         assert cut_connections(vm.process.pid) == 0
+
+
+@in_a_loop
+async def test_a_connection_that_nobody_answers_is_given_up_at_once(tmp_path: Path) -> None:
+    """QEMU itself would wait for minutes, whoever cancels; its guest runs all the while."""
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        address, crowd = deaf.getsockname(), []
+        while True:  # until its backlog is full, and what comes then is not answered
+            crowd.append(socket.socket())
+            crowd[-1].setblocking(False)
+            crowd[-1].connect_ex(address)
+            if not select.select([], crowd[-1:], [], 0.2)[1]:
+                break
+        async with machine(VARIANT, tmp_path) as vm:
+            await vm.qmp.cont()
+            await vm.qmp.migrate(f"tcp:127.0.0.1:{address[1]}")
+            assert (await vm.qmp.query_migrate()).status == "setup"
+
+            async def is_cut() -> bool:
+                return cut_connections(vm.process.pid, are_connecting=True) == 1
+
+            await until(is_cut)  # its thread has begun
+            await runs_again(vm.qmp)
+            assert cut_connections(vm.process.pid, are_connecting=True) == 0
+        for one in crowd:
+            one.close()
 
 
 @in_a_loop
