@@ -92,7 +92,6 @@ def test_a_host_that_is_not_trusted_in_return(pair, admin):
     other = Administrator(there)
     other.run(f"sterna host distrust {here.name}")
     found = admin.finds("tern", there)
-    print(found)
     assert list(found) == ["trust.not-mutual"]
     token = json.loads(admin.run("sterna host invite -o json"))["token"]
     other.run(f"sterna host join {token}")

@@ -118,7 +118,7 @@ def test_limits_of_several_moves_change_together(lab, tmp_path):
         for one in source.client.get("/v1/operations", {"kind": "move"})
         if any("no limit" in line["text"] for line in log_of(source, one["id"]))
     ]
-    assert sorted(changed) == ["a", "b"]  # c begins with the new one
+    assert sorted(changed) == ["a", "b"]  # c waited for its turn
 
 
 def log_of(host, operation):
