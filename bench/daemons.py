@@ -23,7 +23,7 @@ from sterna.units import GIB, MIB
 PERIOD_S = 0.1
 LITTLE = 256 * MIB  # of random data on most disks: they differ in size, not in what is sent
 DISKS = ((1 * GIB, LITTLE), (4 * GIB, LITTLE), (16 * GIB, LITTLE), (16 * GIB, 2 * GIB))
-RAM = (128 * MIB, 512 * MIB, 1024 * MIB)
+RAM = (512 * MIB, 1024 * MIB, 4096 * MIB)
 MORE = 8 * MIB  # what the allocator and the journal's cache may differ by between two moves
 
 

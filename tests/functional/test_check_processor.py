@@ -16,8 +16,8 @@ pytestmark = pytest.mark.functional
 WITHOUT_AVX2 = ("[qemu]\n", '[qemu]\ncpu_mask = ["avx2"]\n')
 
 
-def create(lab: Any, cpu: str) -> None:
-    spec = vm.spec(lab.guest(), "tern") | {"cpu": cpu}
+def create(lab: Any, cpu: str, **more: Any) -> None:
+    spec = vm.spec(lab.guest(), "tern", **more) | {"cpu": cpu}
     lab.hosts[0].client.post("/v1/vms", spec)
 
 
@@ -125,6 +125,30 @@ def test_a_move_that_the_check_forbids_takes_the_feature_away_from_the_guest_tha
         assert "processor.features" in admin.finds("tern", there)
         admin.ask(f"sterna move tern {there.name}")
         assert not asked(there)["cpu"]["avx2"]
+
+
+def test_a_saved_state_does_not_go_where_the_processor_that_it_saw_cannot_be_given(lab):
+    here, there = lab.hosts
+    admin, other = Administrator(here), Administrator(there)
+    create(lab, "x86-64-v3", load=vm.Load(disk_blocks_s=1))
+    admin.run("sterna vm start tern")
+    assert asked(here)["cpu"]["avx2"]
+    admin.run("sterna vm save tern")
+    with configured(there, WITHOUT_AVX2):
+        found = admin.finds("tern", there)
+        assert set(found) == {"processor.saved-features", "processor.cannot-start"}
+        blocker = found["processor.saved-features"]
+        assert "needs the processor x86-64-v3, and hv-b lacks avx2" in blocker["finding"]
+        admin.is_refused("tern", there, "processor.saved-features")
+        with odd(here, blind=["processor.saved-features"]):  # no superstition: it is no use there
+            admin.run(f"sterna move tern {there.name}", WARNED)
+        refused = other.ask("sterna vm restore tern")
+        assert refused.returncode != 0
+        assert "avx2" in refused.stderr
+        other.moves("tern", here)
+        admin.run(blocker["command"])
+        admin.run(f"sterna move tern {there.name}", WARNED)  # off; and told that it cannot start
+    assert there.client.get("/v1/vms/tern")["state"] == "off"
 
 
 def test_memory_of_a_checkpoint_does_not_go_into_another_machine(lab):

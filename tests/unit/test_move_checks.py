@@ -150,7 +150,6 @@ BAD = {
     "storage.no-room": question(
         LOCAL, target=replace(TARGET, pools=(replace(TARGET.pools[1], free=GIB),))
     ),
-    "host.no-migration-address": question(target=replace(TARGET, migration_address="")),
 }
 
 

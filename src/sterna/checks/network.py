@@ -180,17 +180,6 @@ def _others(q: Question, nic: NIC, mine: SwitchFacts | None) -> str:
     return f", or name another of {', '.join(fit)} with --network {nic.name}=SWITCH" * bool(fit)
 
 
-@check("host.no-migration-address", BLOCKER, "The target has an address where moves arrive")
-def migration_address(q: Question) -> Iterator[Finding]:
-    if not q.target.migration_address:
-        yield Finding(
-            f"{q.target.name} has no address where it receives moves",
-            f"Set [listen] address or [migration] address in sternad.toml of {q.target.name}, or let "
-            f"it use any of its networks",
-            there(q, "host set --migration-networks any"),
-        )
-
-
 def _closed(q: Question, state: WayState) -> Iterator[Way]:
     """Ways of that state, if the move needs one and none is open."""
     ways = q.link.ways

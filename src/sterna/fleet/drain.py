@@ -284,6 +284,7 @@ def _joined(done: Sequence[Part], new: Iterable[Part], job: Job) -> tuple[Part, 
     for part in new:
         failed = parts.get(part.vm_id)
         if failed is not None and not part.target:
+            job.warn(f"{part.vm}: {failed.target} did not do, nor does another: {part.reason}")
             continue
         if failed is not None:
             job.log(f"{part.vm}: {failed.target} did not do; it is sent to {part.target}")

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 
 from sterna.model.disk import STRICT, ImageFormat
 from sterna.model.vm import Size
-from sterna.units import parse_size
+from sterna.units import format_duration, format_rate, parse_size
 
 DEFAULT_MAX_DOWNTIME_MS = 300  # a pause that few protocols and no person notices
 DEFAULT_KEEP_DAYS = 7.0  # a week shows whether all went well
@@ -130,6 +130,16 @@ class Adjustment:
         pause_ms = wishes.max_downtime_ms if self.max_downtime_ms is None else self.max_downtime_ms
         bandwidth = wishes.bandwidth if self.bandwidth is None else self.bandwidth or None
         return replace(wishes, max_downtime_ms=pause_ms, bandwidth=bandwidth)
+
+    @property
+    def told(self) -> str:
+        """What was changed, for a log."""
+        said = []
+        if self.bandwidth is not None:
+            said.append(f"at most {format_rate(self.bandwidth)}" if self.bandwidth else "no limit")
+        if self.max_downtime_ms is not None:
+            said.append(f"a pause of at most {format_duration(self.max_downtime_ms / 1000)}")
+        return f"changed by its user: {' and '.join(said)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

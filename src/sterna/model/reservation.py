@@ -277,17 +277,22 @@ class ReservationStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejoin:
-    """Source to target, in post-copy: the connection is broken. `has_pages`: it may go on."""
+    """Source to target, in post-copy: the connection is broken. `has_pages`: it may go on.
+
+    `failed`: how many new connections did not come about; the next of the target's addresses is due.
+    """
 
     __pydantic_config__ = STRICT
 
     vm_id: str
     epoch: int
     has_pages: bool = True
+    failed: int = 0
 
     def __post_init__(self) -> None:
         _require_id(self.vm_id)
         _within("epoch", self.epoch, 1, MAX_INT)
+        _within("failed", self.failed, 0, MAX_INT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

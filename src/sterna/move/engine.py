@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from sterna.host.settings import Settings
 from sterna.model.check import MoveReport, Severity
 from sterna.model.host import HostFacts
-from sterna.model.move import MoveWishes
+from sterna.model.move import Adjustment, MoveWishes
 from sterna.model.operation import Operation
 from sterna.model.settings import HostSettings
 from sterna.model.travel import Travel
@@ -85,6 +86,8 @@ class Moves:
             travel, choice = prepared.travel, prepared.choice
             is_sown, why = await self._choose(vm, travel, wishes)
 
+        changes: list[Adjustment] = []  # that its user asked for before it began
+
         async def go(job: Job, turn: Turn) -> dict[str, Any]:
             nonlocal peer, prepared, travel, choice, is_sown, why
             if turn.was_late:  # what was planned may be true no more
@@ -98,9 +101,8 @@ class Moves:
                 "job": job, "vms": self._vms, "limits": self._limits, "choice": choice,
                 "addresses": prepared.addresses, "turn": turn,
             }  # fmt: skip
-            filled = prepared.wishes
             if not is_sown:
-                result = await Move(vm, peer, filled, travel, **go_with).run()
+                result = await Move(vm, peer, now(prepared.wishes), travel, **go_with).run()
                 await self.paces.learn(wishes.target, choice, result)
                 return result
             job.log(f"its disks are frozen and sent as files: {why}")
@@ -108,11 +110,18 @@ class Moves:
             unbound = replace(wishes, approved=None)  # frozen, its disks are others than approved
             _, again = await self._preflight.require(vm, unbound)
             sown = replace(again.travel, is_sown=True)
-            return await Move(vm, peer, filled, sown, **go_with).run()
+            return await Move(vm, peer, now(prepared.wishes), sown, **go_with).run()
+
+        def now(wishes: MoveWishes) -> MoveWishes:
+            return functools.reduce(lambda wanted, change: change.of(wanted), changes, wishes)
 
         async def work(job: Job) -> dict[str, Any]:
+            async def keep(change: Adjustment) -> None:
+                changes.append(change)
+                job.log(change.told)
+
             try:
-                with vm.lease(f"moving to {wishes.target}", job.id):
+                with vm.lease(f"moving to {wishes.target}", job.id), job.adjustable(keep):
                     slots = self._live if vm.process is not None else self._off
                     async with in_turn(slots, job, vm.name, wishes.target) as turn:
                         return await go(job, turn)

@@ -368,8 +368,8 @@ class Incoming:
         vm = self._vms.by_id(wish.vm_id)
         if vm is None or vm.record.ownership.epoch != wish.epoch or not vm.is_here:
             return Rejoined(memory="whole")  # it has gone on, or was deleted: nobody lacks anything
-        address = next(iter(self._vms.migration_addresses), "")
-        return await postcopy.rejoin(vm, address, wish)
+        addresses = self._vms.migration_addresses or ("",)
+        return await postcopy.rejoin(vm, addresses[wish.failed % len(addresses)], wish)
 
     async def _take(self, arrival: Arrival, arrived: float) -> ReservationStatus:
         vm, reservation = arrival.vm, arrival.reservation

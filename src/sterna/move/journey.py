@@ -64,7 +64,6 @@ from sterna.move.undo import Undo
 from sterna.move.watch import Watch
 from sterna.operations.runner import Job
 from sterna.tasks import finish, together
-from sterna.units import format_duration, format_rate
 from sterna.vms.machine import QUIT_TIMEOUT_S, VM
 from sterna.vms.service import VMs
 
@@ -101,6 +100,7 @@ class Move:
         self._opened: ReservationStatus | None = None
         self._is_postcopy = False
         self._limits = limits
+        self._member: Member | None = None  # of them, while it is under way
         self._carried_since = 0.0  # monotonic; a deadline counts from then, not while it waited
         self._share: int | None = wishes.bandwidth  # bytes/s that it may use now
         self._pacer = files.Pacer(self._share)
@@ -128,9 +128,12 @@ class Move:
         """The report of a success. Raises MoveFailed, MoveCancelled, MoveLeftovers."""
         undo = Undo(self.job)
         try:
-            async with undo, self._limits.member(self._share, self._limit) as member:
-                await self._reserve(undo)
-                with self.job.adjustable(lambda wished: self._adjust(member, wished)):
+            async with undo, contextlib.AsyncExitStack() as stack:
+                with self.job.adjustable(self._adjust):
+                    member = self._limits.member(self._share, self._limit)
+                    self._member = await stack.enter_async_context(member)
+                    await self._member.ask(self.wishes.bandwidth)  # it may have changed meanwhile
+                    await self._reserve(undo)
                     await self._carry(undo)
                 await self._hand_over(undo)
         except Fenced as error:
@@ -154,12 +157,12 @@ class Move:
         if self._mirrors is not None and not self.carriage.limits_itself:
             await self._mirrors.limit(share)
 
-    async def _adjust(self, member: Member, wished: Adjustment) -> None:
+    async def _adjust(self, wished: Adjustment) -> None:
         """The user wants other limits."""
         self.wishes = wished.of(self.wishes)
-        if wished.bandwidth is not None:
-            await member.ask(self.wishes.bandwidth)
-        self.job.log(_adjusted(wished))
+        if wished.bandwidth is not None and self._member is not None:
+            await self._member.ask(self.wishes.bandwidth)
+        self.job.log(wished.told)
 
     def _qemus_wishes(self) -> MoveWishes:
         """What QEMU itself shall keep to."""
@@ -509,17 +512,6 @@ class Move:
     def _disk_progress(self, sample: DiskProgress) -> None:
         if self.job.phase == Phase.DISKS:
             self.job.sample(replace(sample, time_s=round(self.job.elapsed, 3), **self._view()))
-
-
-def _adjusted(wished: Adjustment) -> str:
-    """What was changed, for the log."""
-    said = []
-    if wished.bandwidth is not None:
-        rate = f"at most {format_rate(wished.bandwidth)}" if wished.bandwidth else "no limit"
-        said.append(rate)
-    if wished.max_downtime_ms is not None:
-        said.append(f"a pause of at most {format_duration(wished.max_downtime_ms / 1000)}")
-    return f"changed by its user: {' and '.join(said)}"
 
 
 def _first(error: BaseException) -> BaseException:

@@ -143,14 +143,15 @@ class Sender:
 
     async def _rejoin(self) -> bool:
         """The connection is broken: make a new one, until it works; False: no need of one."""
-        pause = RETRY_S
+        pause, failed = RETRY_S, 0
         self._log("the connection is broken; the guest waits for what it lacks of its memory")
         while True:
             try:
-                answer = await self._ask(has_pages=True)
+                answer = await self._ask(has_pages=True, failed=failed)
                 if answer.memory == "lost":
                     raise self._lost(answer.reason)
                 if answer.memory == "waiting":
+                    failed += 1  # until it is known to have come about
                     host = f"[{answer.address}]" if ":" in answer.address else answer.address
                     await self._vm.qmp.migrate_resume(f"tcp:{host}:{answer.port}")
                     if await self._has_resumed():
@@ -181,15 +182,18 @@ class Sender:
                         with contextlib.suppress(TimeoutError):
                             await events.get(LOOK_S)
             except TimeoutError:
+                if self._vm.process is not None:
+                    pid = self._vm.process.pid
+                    await asyncio.to_thread(cut_connections, pid, are_connecting=True)
                 with contextlib.suppress(QMPError):
                     await self._vm.qmp.yank_migration()
                 return False
         return True
 
-    async def _ask(self, *, has_pages: bool) -> Rejoined:
+    async def _ask(self, *, has_pages: bool, failed: int = 0) -> Rejoined:
         vm = self._vm
         epoch = vm.record.ownership.epoch
-        wish = Rejoin(vm_id=vm.id, epoch=epoch, has_pages=has_pages)
+        wish = Rejoin(vm_id=vm.id, epoch=epoch, has_pages=has_pages, failed=failed)
         return await self._find().rejoin(wish)
 
     async def _tell_lost(self) -> None:

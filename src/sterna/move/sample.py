@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import zstandard
 
 from sterna import clock
@@ -29,9 +30,9 @@ LEVEL = 1  # of zstd: the relay's first one
 FIRST_SHARE = 0.55  # between text and noise
 AGAIN_SHARE = 0.08
 _NAME = "/memfd:memory-backend-memfd"
-_ZERO = bytes(PAGE)
 
 T = TypeVar("T")
+Pages = npt.NDArray[np.uint64]  # pages x words of a page
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,10 @@ def _open(pid: int) -> int | None:
 
 
 class _Look:
-    """Some pages at one moment."""
+    """Some pages at one moment, `pages[i]` is that of `numbers[i]`.
+
+    One block, which goes back to the system as a whole: thousands of small ones would not.
+    """
 
     def __init__(self, ram: int, numbers: list[int] | None = None) -> None:
         pages = os.fstat(ram).st_size // PAGE
@@ -76,14 +80,17 @@ class _Look:
         self.size = pages * PAGE
         self.numbers = sorted(chosen) if numbers is None else numbers
         self.at = clock.monotonic()
-        self.pages = [os.pread(ram, PAGE, number * PAGE) for number in self.numbers]
+        self.pages: Pages = np.empty((len(self.numbers), PAGE // 8), np.uint64)
+        for number, page in zip(self.numbers, self.pages, strict=True):
+            os.preadv(ram, [page.data], number * PAGE)
 
 
 def _compare(before: _Look, after: _Look) -> Memory:
+    """`before` keeps the differences instead of its pages."""
     each = before.size / max(1, len(before.numbers))
-    used = [page for page in after.pages if page != _ZERO]
-    pairs = zip(before.pages, after.pages, strict=True)
-    changes = [_difference(old, new) for old, new in pairs if old != new]
+    used = after.pages[after.pages.any(axis=1)]
+    np.bitwise_xor(before.pages, after.pages, out=before.pages)
+    changes = before.pages[before.pages.any(axis=1)]
     seconds = after.at - before.at
     return Memory(
         used=round(len(used) * each),
@@ -93,13 +100,9 @@ def _compare(before: _Look, after: _Look) -> Memory:
     )
 
 
-def _difference(old: bytes, new: bytes) -> bytes:
-    return np.bitwise_xor(np.frombuffer(old, np.uint64), np.frombuffer(new, np.uint64)).tobytes()
-
-
-def _share(pages: list[bytes], unknown: float) -> float:
+def _share(pages: Pages, unknown: float) -> float:
     """What compression leaves of them."""
-    data = b"".join(pages[:: max(1, len(pages) // TRIED)])
+    data = pages[:: max(1, len(pages) // TRIED)].tobytes()
     if not data:
         return unknown
     return min(1.0, len(zstandard.ZstdCompressor(level=LEVEL).compress(data)) / len(data))

@@ -14,7 +14,8 @@ from collections.abc import AsyncIterator, Callable
 from sterna import clock
 
 ASKS_S = 0.5  # how often one that waits asks the target
-FORGOTTEN_S = 10.0  # one that has not asked for so long does not wait any more: many times ASKS_S
+ASKING_S = 10.0  # one that has not asked for so long lets others pass: many times ASKS_S
+KEPT_S = 3600.0  # it has its place still if it asks again: it waited for a slot of its own host
 
 
 def waits(under_way: int, place: int, where: str) -> str:
@@ -109,10 +110,11 @@ class Turns:
         """0: it is its turn, and it waits no more. Else its place, from 1 on."""
         now = clock.monotonic()
         for one, when in list(self._asked.items()):
-            if now - when > FORGOTTEN_S:
+            if now - when > KEPT_S:
                 del self._asked[one]
-        self._asked[operation] = now
-        index = list(self._asked).index(operation)
+        self._asked[operation] = now  # who asks again is where it was
+        asking = [one for one, when in self._asked.items() if now - when <= ASKING_S]
+        index = asking.index(operation)
         if index < free:
             del self._asked[operation]
             return 0
