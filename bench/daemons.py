@@ -1,7 +1,7 @@
 """What the daemons of both ends take while VMs with larger and larger disks and memory move.
 
 A daemon only arranges: the bytes of disks and memory go from QEMU to QEMU. Its resident memory is
-read ten times a second during each move; the highest of each is what counts, and that it does not
+read fifty times a second during each move; the highest of each is what counts, and that it does not
 follow the size of what moves.
 """
 
@@ -20,7 +20,7 @@ from sterna.lab.vm import Load, spec
 from sterna.lab.witness import Witness
 from sterna.units import GIB, MIB
 
-PERIOD_S = 0.1
+PERIOD_S = 0.02
 LITTLE = 256 * MIB  # of random data on most disks: they differ in size, not in what is sent
 DISKS = ((1 * GIB, LITTLE), (4 * GIB, LITTLE), (16 * GIB, LITTLE), (16 * GIB, 2 * GIB))
 RAM = (512 * MIB, 1024 * MIB, 4096 * MIB)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mmap
 import os
 import random
 from collections.abc import Awaitable
@@ -23,7 +24,7 @@ import zstandard
 from sterna import clock
 
 PAGE = 4096
-PAGES = 4096  # looked at: 16 MiB, which takes some 10 ms
+PAGES = 2048  # looked at: 8 MiB, which takes some 10 ms
 TRIED = 512  # of them are compressed
 WINDOW_S = 0.12  # at least, between the two looks
 LEVEL = 1  # of zstd: the relay's first one
@@ -71,7 +72,7 @@ def _open(pid: int) -> int | None:
 class _Look:
     """Some pages at one moment, `pages[i]` is that of `numbers[i]`.
 
-    One block, which goes back to the system as a whole: thousands of small ones would not.
+    One mapping, which goes back to the system as a whole: what is taken from the heap would stay.
     """
 
     def __init__(self, ram: int, numbers: list[int] | None = None) -> None:
@@ -80,7 +81,8 @@ class _Look:
         self.size = pages * PAGE
         self.numbers = sorted(chosen) if numbers is None else numbers
         self.at = clock.monotonic()
-        self.pages: Pages = np.empty((len(self.numbers), PAGE // 8), np.uint64)
+        room = mmap.mmap(-1, max(1, len(self.numbers)) * PAGE)
+        self.pages: Pages = np.frombuffer(room, np.uint64).reshape(-1, PAGE // 8)
         for number, page in zip(self.numbers, self.pages, strict=True):
             os.preadv(ram, [page.data], number * PAGE)
 
@@ -88,21 +90,21 @@ class _Look:
 def _compare(before: _Look, after: _Look) -> Memory:
     """`before` keeps the differences instead of its pages."""
     each = before.size / max(1, len(before.numbers))
-    used = after.pages[after.pages.any(axis=1)]
+    used = np.flatnonzero(after.pages.any(axis=1))
     np.bitwise_xor(before.pages, after.pages, out=before.pages)
-    changes = before.pages[before.pages.any(axis=1)]
+    changes = np.flatnonzero(before.pages.any(axis=1))
     seconds = after.at - before.at
     return Memory(
         used=round(len(used) * each),
-        first=_share(used, FIRST_SHARE),
+        first=_share(after.pages, used, FIRST_SHARE),
         dirty=len(changes) * each / seconds,
-        again=_share(changes, AGAIN_SHARE),
+        again=_share(before.pages, changes, AGAIN_SHARE),
     )
 
 
-def _share(pages: Pages, unknown: float) -> float:
-    """What compression leaves of them."""
-    data = pages[:: max(1, len(pages) // TRIED)].tobytes()
+def _share(pages: Pages, chosen: npt.NDArray[np.intp], unknown: float) -> float:
+    """What compression leaves of those that are `chosen`."""
+    data = pages[chosen[:: max(1, len(chosen) // TRIED)]].tobytes()
     if not data:
         return unknown
     return min(1.0, len(zstandard.ZstdCompressor(level=LEVEL).compress(data)) / len(data))
