@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -16,9 +18,11 @@ import pytest
 from checking import Administrator, closed_port, configured, fill, ip, make, odd, restart, sent
 from moving import a_twin, traveller, wait_until
 from sterna.lab import vm
+from sterna.lab.console import GuestConsole
 from sterna.lab.hosts import LOCAL_POOL
 from sterna.lab.links import Network
 from sterna.lab.vm import Load
+from sterna.units import MIB
 
 pytestmark = [pytest.mark.functional, pytest.mark.long]  # make checks
 
@@ -148,18 +152,42 @@ def test_a_host_of_another_api(lab):
         fails(admin, there, "/v1/peer/reservations")
 
 
-def test_memory_that_was_promised_to_others(lab):
+def test_memory_that_the_target_keeps_for_itself(lab):
+    """The guest takes more than the target had to give: what it was to keep is broken into."""
     here, there = lab.hosts
-    here.client.post("/v1/vms", vm.spec(lab.guest(), "tern"))
+    load = Load(memory_mb_s=200, memory_mb=900)
+    here.client.post("/v1/vms", vm.spec(lab.guest(), "tern", memory=1280 * MIB, load=load))
     here.client.post("/v1/vms/tern:start")
-    reserve = ("[migration]", '[migration]\nreserve_memory = "900GiB"')
+    wait_until(lambda: taken(here) > 900 * MIB, "it has written to its memory", timeout_s=60)
+    ordered(here, "mem off")
+    free = there.client.get("/v1/host")["memory_free"]  # beyond what it keeps by default
     blind = ["host.memory", "vm.wrong-state"]
-    with configured(there, reserve), odd(here, blind=blind), odd(there, blind=blind):
+    kept = ("[migration]", f'[migration]\nreserve_memory = "{free + 256 * MIB}"')
+    with configured(there, kept), odd(here, blind=blind), odd(there, blind=blind):
         admin = Administrator(here)
-        assert found(admin, there) == {"host.memory"}
+        (finding,) = admin.finds("tern", there).values()
+        assert finding["id"] == "host.memory"
+        given = there.client.get("/v1/host")["memory_free"]
         admin.moves("tern", there)
-        memory = there.client.get("/v1/host")["memory_free"]
-        assert memory == 0  # what is left of what it may give: the reserve is broken into
+        assert taken(there) > 900 * MIB > given
+
+
+def ordered(host, order: str) -> None:
+    """What its guest shall do."""
+    console = Path(host.client.get("/v1/vms/tern")["console"])
+
+    async def ordering() -> None:
+        async with GuestConsole(console) as guest:
+            await guest.ask(order)
+
+    asyncio.run(ordering())
+
+
+def taken(host) -> int:
+    """Bytes of memory that the QEMU of its VM has."""
+    pid = host.client.get("/v1/vms/tern")["process"]["pid"]
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS:"))
 
 
 def test_memory_that_is_sent_in_clear(lab):
@@ -222,6 +250,20 @@ def test_a_way_that_its_host_shall_not_use(make_lab, tmp_path):
         before = sent(here, "mig0")
         admin.moves("tern", there)
     assert sent(here, "mig0") - before < 1 << 20  # 8 MiB went where they were not to go
+
+
+def test_hosts_that_do_not_trust_each_other(lab):
+    """No check can be passed over here: who is not known gets no answer, whatever is asked."""
+    here, there = lab.hosts
+    make(here)
+    trust = ["trust.not-mutual", "trust.certificate-other", "trust.certificate-expired"]
+    Administrator(there).run(f"sterna host distrust {here.name}")
+    with odd(here, blind=trust):
+        admin = Administrator(here)
+        assert found(admin, there) == {"trust.not-mutual"}
+        fails(admin, there, "does not trust")
+    token = json.loads(Administrator(here).run("sterna host invite -o json"))["token"]
+    Administrator(there).run(f"sterna host join {token}")
 
 
 def test_packets_that_are_too_large_there(lab, blind):
