@@ -337,8 +337,9 @@ async def run(settings: Config) -> None:
 @contextlib.contextmanager
 def only_one(settings: Config) -> Iterator[None]:
     """Two daemons must never manage the same VMs. Raises BadConfig if one runs already."""
-    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    settings.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    for folder, mode in ((settings.state_dir, 0o700), (settings.run_dir, 0o755)):
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(mode)  # whatever the umask; the socket is in the second
     lock = settings.state_dir / "lock"
     fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
