@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote, urlencode, urlsplit
 
 from sterna.clock import monotonic
@@ -128,11 +128,22 @@ class Events:
         self._connection.limit(min(left, self._quiet_s))
 
 
+class Proof(Protocol):
+    """What shows for one request who asks. `authorization` is a header; `prove` raises SternaError
+    unless the answer's header shows in return that it comes from whom it was for.
+    """
+
+    authorization: str
+
+    def prove(self, reply: str) -> None: ...
+
+
 class Client:
     """Talks to the daemon at `url`: `unix:///path` or `https://host[:port]`.
 
     `certificate` pins: the host must show exactly one of that file's, or of those in `pem`. Without
-    them the system's authorities decide. `identity`: paths of the certificate and key by which the
+    them the system's authorities decide. `proof` makes one for a connection whose host shows that
+    certificate (DER). `identity`: paths of the certificate and key by which the
     host knows us. `headers` go with every request. `connect_s` bounds the time to reach the daemon.
     """
 
@@ -144,9 +155,11 @@ class Client:
         pem: str = "",
         identity: tuple[Path, Path] | None = None,
         headers: Mapping[str, str] | None = None,
+        proof: Callable[[bytes], Proof] | None = None,
         connect_s: float = CONNECT_S,
     ) -> None:
         self.url = url
+        self._proof = proof
         self._certificate = certificate
         self._pem = pem
         self._identity = identity
@@ -250,6 +263,9 @@ class Client:
             **self._headers,
             **headers,
         }
+        proof = self._proof(connection.certificate) if self._proof is not None else None
+        if proof is not None:  # the second one is what no page of another site can send
+            headers |= {"Authorization": proof.authorization, "X-CSRF-Token": "none"}
         data = None
         if body is not None:
             data = json.dumps(body).encode()
@@ -257,6 +273,8 @@ class Client:
         answer = connection.ask(method, path, headers, data)
         if answer.status >= 400:
             raise self._problem(answer.status, answer.read())
+        if proof is not None:
+            proof.prove(answer.headers.get("www-authenticate", ""))
         return answer
 
     def _decode(self, text: bytes) -> Any:

@@ -53,6 +53,17 @@ class Access:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Kerberos:
+    """Users who show tickets, over HTTPS. Off unless there is a keytab."""
+
+    __pydantic_config__ = STRICT
+
+    keytab: Path | None = None  # keys of SERVICE/HOST, for browsers of HTTP/HOST too
+    service: str = "sterna"  # class of the service names
+    channel_binding: Literal["required", "offered"] = "required"  # to the connection's TLS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QEMU:
     __pydantic_config__ = STRICT
 
@@ -88,6 +99,7 @@ class Config:
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     listen: Listen | None = None
     access: Access = Access()
+    kerberos: Kerberos = Kerberos()
     qemu: QEMU = QEMU()
     migration: Migration = Migration()
 

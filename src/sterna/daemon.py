@@ -52,6 +52,7 @@ from sterna.security import identity
 from sterna.security import local as local_users
 from sterna.security.audit import Audit
 from sterna.security.authority import Authority
+from sterna.security.realm import Realm
 from sterna.security.trust import Trust
 from sterna.vms.drives import Drives
 from sterna.vms.inspection import Inspections
@@ -101,7 +102,10 @@ class Daemon:
         self.doubts = Doubts(self.vms, self.peers, self.incoming)
         self.audit = Audit(settings.state_dir / "audit")
         who_is_local = local_users.of(settings)
-        self.authority = Authority(settings.name, settings.state_dir, self.trust, who_is_local)
+        realm = Realm(settings.name, settings.kerberos) if settings.kerberos.keytab else None
+        self.authority = Authority(
+            settings.name, settings.state_dir, self.trust, who_is_local, realm
+        )
         self.pairing = Pairing(settings, self.trust, self.peers, self.incoming, self.runner)
 
     async def facts(self, *, with_switches: bool = True) -> HostFacts:

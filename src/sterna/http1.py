@@ -28,6 +28,12 @@ class Connection:
         self._sock = sock
         self._stream = cast("BinaryIO", sock.makefile("rb"))
 
+    @property
+    def certificate(self) -> bytes:
+        """What the other side has shown in TLS, as DER; empty without TLS."""
+        shown = getattr(self._sock, "getpeercert", None)
+        return (shown(binary_form=True) or b"") if shown is not None else b""
+
     def limit(self, seconds: float) -> None:
         """How long each read or write may wait; TimeoutError after that."""
         self._sock.settimeout(seconds)

@@ -38,7 +38,7 @@ def main(tool: str, role: str = "admin", *options: str) -> int:
         excluded += [f"--exclude-path-regex={path}" for path in DOORS]
         done = subprocess.run(
             host.command([
-                tool, "run", "docs/openapi.json", "--url", f"https://{host.address}:{PORT}",
+                tool, "run", "docs/openapi.json", "--url", f"https://{host.address}:{lab_hosts.PORT}",
                 "--header", f"Authorization: Bearer {token}", "--tls-verify", str(certificate),
                 "--checks", CHECKS, "--continue-on-failure", "--no-color",
                 "--generation-database", "none", *excluded, *options,

@@ -9,8 +9,9 @@ and quick, or the routes never see it.
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from http.cookies import CookieError, SimpleCookie
 from typing import Any, Protocol
 from urllib.parse import unquote
@@ -20,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sterna import clock
 from sterna.api.problems import answer
 from sterna.errors import BadSpec, Denied, NotProven, SternaError, TooLarge, TooSlow
+from sterna.kerberos import negotiate
 from sterna.model.access import MAX_REASON, Principal
 from sterna.security.audit import short
 from sterna.security.authority import PAIR, Shown
@@ -36,6 +38,7 @@ REASON = "reason"  # why, as the caller says
 BEHALF = "behalf"  # for whom a host asks, as that host says
 STILL = "still"  # whether the principal would still be let in
 CERTIFICATE = "certificate"  # fingerprint of what the connection has shown; empty: nothing
+SERVED = "served"  # the certificate (DER) that the connection's server has shown; empty: no TLS
 LOCAL = "local"  # credentials of the process at the other end of a Unix socket
 LIMIT = "limit"  # bytes of the body, if fewer than for all
 COOKIE = "__Host-sterna"
@@ -53,6 +56,11 @@ class Judge(Protocol):
     host: str
 
     async def who(self, shown: Shown) -> Principal: ...
+    async def by_ticket(
+        self, token: bytes, certificate: bytes, shown: Shown
+    ) -> tuple[Principal, bytes]: ...
+    @property
+    def takes_tickets(self) -> bool: ...
     def is_valid(self, principal: Principal) -> bool: ...
 
 
@@ -71,7 +79,13 @@ def proven(app: ASGIApp, judge: Judge, witness: Witness) -> ASGIApp:
         state = _state(scope)
         state[ORIGIN] = _origin(scope)
         try:
-            principal = await judge.who(_shown(scope))
+            shown, ticket = _shown(scope), _ticket(scope)
+            if ticket is None:
+                principal = await judge.who(shown)
+            else:
+                served = state.get(SERVED, b"")
+                principal, reply = await judge.by_ticket(ticket, served, shown)
+                send = _proving(send, reply)
             doors = DOORS.get(principal.kind)
             if doors is not None:
                 if (scope["method"], scope["path"]) not in doors:
@@ -93,7 +107,8 @@ def proven(app: ASGIApp, judge: Judge, witness: Witness) -> ASGIApp:
                         "text": error.message,
                     }
                 )
-            await _refuse(error, scope, receive, send)
+            schemes = ("Negotiate", "Bearer") if judge.takes_tickets else ("Bearer",)
+            await _refuse(error, scope, receive, send, schemes)
             return
         state[PRINCIPAL] = principal
         state[STILL] = lambda: judge.is_valid(principal)
@@ -127,6 +142,29 @@ def _token(scope: Scope) -> str | None:
         return None
     kind, _, token = found[0].decode("latin-1").partition(" ")
     return token.strip() if len(found) == 1 and kind.lower() == "bearer" else ""
+
+
+def _ticket(scope: Scope) -> bytes | None:
+    """What follows `Negotiate`, decoded; empty, which is no ticket, for what cannot be."""
+    found = _values(scope, b"authorization")
+    if len(found) != 1 or found[0][:10].lower() != b"negotiate ":
+        return None
+    try:
+        return base64.b64decode(found[0][10:].strip(), validate=True)
+    except ValueError:
+        return b""
+
+
+def _proving(send: Send, reply: bytes) -> Send:
+    """This host's proof goes with its answer."""
+
+    async def proving(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            told = (b"www-authenticate", negotiate.header(reply).encode())
+            message["headers"] = [*message.get("headers", ()), told]
+        await send(message)
+
+    return proving
 
 
 def _cookie(scope: Scope) -> str | None:
@@ -240,12 +278,18 @@ def _logging(send: Send, scope: Scope, began: float) -> Send:
     return logged
 
 
-async def _refuse(error: SternaError, scope: Scope, receive: Receive, send: Send) -> None:
+async def _refuse(
+    error: SternaError,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    schemes: Sequence[str] = ("Bearer",),
+) -> None:
     # The connection ends: a body that nobody will read may still be on its way.
-    headers = {"Connection": "close"}
-    if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    await answer(error, headers)(scope, receive, send)
+    refusal = answer(error, {"Connection": "close"})
+    for scheme in schemes if error.status == 401 else ():
+        refusal.headers.append("WWW-Authenticate", scheme)
+    await refusal(scope, receive, send)
 
 
 def _state(scope: Scope) -> MutableMapping[str, Any]:

@@ -25,10 +25,10 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sterna import clock
-from sterna.api.access import CERTIFICATE, LOCAL, PRINCIPAL, proven
+from sterna.api.access import CERTIFICATE, LOCAL, PRINCIPAL, SERVED, proven
 from sterna.api.events import ABORT
 from sterna.errors import ListenFailed
-from sterna.security import identity
+from sterna.security import identity, served
 from sterna.security import local as local_users
 from sterna.security.audit import Audit
 from sterna.security.authority import Authority
@@ -147,6 +147,7 @@ class _Connection(H11Protocol):
             **self.app_state,
             ABORT: transport.abort,
             CERTIFICATE: self.shown,
+            SERVED: served.certificate(tls.context) if tls is not None else b"",
             LOCAL: local_users.credentials(sock) if tls is None and sock is not None else None,
         }
         if tls is not None and not self.shown:

@@ -68,6 +68,7 @@ class UserView(View):
     tag: str
     has_password: bool
     certificates: list[str] = Field(description="SHA-256 fingerprints")
+    kerberos: str
     created: str
 
 

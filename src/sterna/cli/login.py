@@ -18,21 +18,46 @@ def secret(what: str) -> str:
     return str(click.prompt(what, hide_input=True, err=True))
 
 
+def _service(url: str) -> str:
+    """Of the host at `url`. UsageError for an address, of which no realm knows a service."""
+    from ipaddress import ip_address  # noqa: PLC0415 - start-up time
+    from urllib.parse import urlsplit  # noqa: PLC0415
+
+    from sterna.cli.tickets import CLASS  # noqa: PLC0415
+
+    name = urlsplit(url).hostname or ""
+    try:
+        ip_address(name)
+    except ValueError:
+        return f"{CLASS}/{name}"
+    problem = f"{name} is an address. Name its service: --service {CLASS}/HOST.EXAMPLE.COM"
+    raise click.UsageError(problem, click.get_current_context())
+
+
 @click.command(
     "login",
     cls=Command,
     examples=(
         "sterna login host-b",
         "sterna --host https://192.0.2.7:7443 --certificate b.pem login",
+        "kinit alice && sterna login host-b --kerberos --service sterna/host-b.example.com",
     ),
 )
 @click.argument("host", required=False)
-@click.option("--forget", is_flag=True, help="Throw the token away.")
+@click.option("--kerberos", is_flag=True, help="Show your Kerberos ticket instead of a token.")
+@click.option(
+    "--service",
+    metavar="NAME",
+    help="Of the host in the realm. Default: sterna/ and the host of its address.",
+)
+@click.option("--forget", is_flag=True, help="Throw away what is kept.")
 @click.pass_obj
-def login(settings: Settings, host: str | None, forget: bool) -> None:
-    """Keep an API token of a host for later commands.
+def login(
+    settings: Settings, host: str | None, kerberos: bool, service: str | None, forget: bool
+) -> None:
+    """Keep an API token of a host for later commands, or that your Kerberos tickets are to be used.
 
-    It is asked for, or read from standard input, and tried. It never belongs on a command line.
+    A token is asked for, or read from standard input, and tried. It never belongs on a command line.
     """
     from sterna.cli.output import line  # noqa: PLC0415 - start-up time
     from sterna.errors import BadHost  # noqa: PLC0415
@@ -42,7 +67,11 @@ def login(settings: Settings, host: str | None, forget: bool) -> None:
         tokens.file_of(settings.client().url).unlink(missing_ok=True)
         line("forgotten")
         return
-    os.environ[tokens.VARIABLE] = tokens.checked(secret("Token"), "what was given")
+    if kerberos or service:
+        service = service or _service(settings.client().url)
+        os.environ[tokens.VARIABLE] = f"{tokens.TICKET}{service}"
+    else:
+        os.environ[tokens.VARIABLE] = tokens.checked(secret("Token"), "what was given")
     client = settings.client()
     if client.is_local:
         raise BadHost(host=client.url, reason="this machine's own socket needs no token")

@@ -25,6 +25,12 @@ _certificate = click.option(
     help="Who shows this certificate (PEM) is this user. May be repeated.",
 )
 
+_kerberos = click.option(
+    "--kerberos",
+    metavar="NAME@REALM",
+    help="Whose Kerberos tickets are this user's. With set, none: nobody's.",
+)
+
 user = group(
     "user",
     "People and programs that this host lets in.",
@@ -45,20 +51,28 @@ token = group(
 @_needed
 @_tag
 @_certificate
+@_kerberos
 @click.pass_obj
-def create(
-    settings: Settings, name: str, role: str, tag: str | None, certificates: tuple[Path, ...]
+def create(  # noqa: PLR0913, PLR0917 - what makes a user
+    settings: Settings,
+    name: str,
+    role: str,
+    tag: str | None,
+    certificates: tuple[Path, ...],
+    kerberos: str | None,
 ) -> None:
-    """Let a person in by a password, or a program by its certificate.
+    """Let a person in by a password or by Kerberos tickets, or a program by its certificate.
 
-    The password is asked for, or read as a line from standard input. With a certificate there is none.
+    The password is asked for, or read as a line from standard input. With a certificate or tickets there is none.
     """
     body: dict[str, Any] = {"name": name, "role": role}
     if tag:
         body["tag"] = tag
     if certificates:
         body["certificates"] = [file.read_text() for file in certificates]
-    else:
+    if kerberos:
+        body["kerberos"] = kerberos
+    if not certificates and not kerberos:
         body["password"] = _password(name)
     _say(settings, settings.client().post("/v1/users", body), f"{name} is let in as {role}")
 
@@ -84,13 +98,15 @@ def list_(settings: Settings) -> None:
 @_role
 @click.option("--tag", metavar="TAG", help="Only for VMs with this tag. none: for all.")
 @_certificate
+@_kerberos
 @click.pass_obj
-def set_(
+def set_(  # noqa: PLR0913, PLR0917 - what can change
     settings: Settings,
     name: str,
     role: str | None,
     tag: str | None,
     certificates: tuple[Path, ...],
+    kerberos: str | None,
 ) -> None:
     """Change what a user may do. It must log in again."""
     from sterna.client import segment  # noqa: PLC0415 - start-up time
@@ -100,8 +116,10 @@ def set_(
         body["tag"] = "" if tag == "none" else tag
     if certificates:
         body["certificates"] = [file.read_text() for file in certificates]
+    if kerberos is not None:
+        body["kerberos"] = "" if kerberos == "none" else kerberos
     if not body:
-        problem = "Say what shall change: --role, --tag or --client-certificate."
+        problem = "Say what shall change: --role, --tag, --client-certificate or --kerberos."
         raise click.UsageError(problem, click.get_current_context())
     made = settings.client().patch(f"/v1/users/{segment(name)}", body)
     _say(settings, made, f"{name} is {made['role']} now")
@@ -201,6 +219,7 @@ def _password(name: str) -> str:
 
 def _proofs(row: dict[str, Any]) -> str:
     found = ["password"] if row["has_password"] else []
+    found += [f"tickets of {row['kerberos']}"] if row["kerberos"] else []
     count = len(row["certificates"])
     return ", ".join([*found, *([f"{count} certificate{'s' * (count > 1)}"] if count else [])])
 

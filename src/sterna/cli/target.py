@@ -2,7 +2,7 @@
 
 A host is a URL, or a name: in `~/.config/sterna/hosts.toml` of the user, or of a host that this
 machine's sternad trusts. Nothing given means this machine's own daemon. Over HTTPS a command speaks
-by an API token, if there is one for that host, else with this machine's own key, which root alone can
+by an API token or the user's Kerberos tickets, if it was told so for that host, else with this machine's own key, which root alone can
 read. What is not needed is not read.
 """
 
@@ -43,7 +43,13 @@ def client(host: str, certificate: str, connect_s: float | None, reason: str = "
         return Client(url, headers=said, connect_s=timeout)
     pinned = certificate or entry.get("certificate")
     identity = None
-    if token := tokens.of(url):
+    proof = None
+    token = tokens.of(url)
+    if token.startswith(tokens.TICKET):
+        from sterna.cli.tickets import by_ticket  # noqa: PLC0415 - start-up time
+
+        proof = by_ticket(url, token.removeprefix(tokens.TICKET))
+    elif token:
         said["Authorization"] = f"Bearer {token}"
     elif url.startswith("https://"):
         identity = _identity()
@@ -54,6 +60,7 @@ def client(host: str, certificate: str, connect_s: float | None, reason: str = "
         pem="" if pinned else str(entry.get("pem", "")),
         identity=identity,
         headers=said,
+        proof=proof,
         connect_s=timeout,
     )
 

@@ -11,6 +11,7 @@ from sterna.errors import BadAPIToken, BadHost, NotAllowed
 VARIABLE = "STERNA_TOKEN"
 MAX = 200  # bytes; ours have 69
 PREFIX = "sternat1."
+TICKET = "kerberos "  # instead of a token: the user's own ticket for that service
 
 
 def home() -> Path:
@@ -60,8 +61,8 @@ def keep(url: str, token: str) -> Path:
 
 
 def checked(text: str, where: str) -> str:
-    """`text` if it looks like a token. Raises BadAPIToken, which does not repeat it."""
+    """`text` if it looks like a token, or tells of tickets. Raises BadAPIToken, which does not repeat it."""
     token = text.strip()
-    if not token.startswith(PREFIX) or not token.isascii() or not token.isprintable():
+    if not token.startswith((PREFIX, TICKET)) or not token.isascii() or not token.isprintable():
         raise BadAPIToken(where=where)
     return token

@@ -62,6 +62,21 @@ class CertificateTaken(Conflict):
     hint = "A certificate proves one user or one host; make another for {user}"
 
 
+class PrincipalTaken(Conflict):
+    code = "access.principal-taken"
+    text = "tickets of {principal} prove {owner} already"
+    hint = "Take them from {owner} first: sterna user set {owner} --kerberos none"
+
+
+class TicketRefused(Denied):
+    """On the side of who asks: there is no ticket to show."""
+
+    code = "kerberos.no-ticket-for"
+    text = "no ticket for {service}: {reason}"
+    hint = "{fix}"
+    status = 401
+
+
 class APITokenNotFound(NotFound):
     code = "access.no-token"
     text = "{host} has no token called {token}"

@@ -25,6 +25,7 @@ WRONG_KEY = _BASE + 24
 TICKET_EXPIRED = _BASE + 32
 BAD_INTEGRITY = _BASE + 31
 TICKET_EARLY = _BASE + 33
+REPEATED = _BASE + 34
 NOT_FOR_US = _BASE + 35
 CLOCK_SKEW = _BASE + 37
 KEY_VERSION = _BASE + 44
@@ -74,8 +75,8 @@ def default_realm() -> str:
     """What this machine belongs to. Raises Refusal."""
     import gssapi  # noqa: PLC0415 - an extra
 
-    with _refusals():
-        name = _name("nobody").canonicalize(gssapi.MechType.kerberos)
+    with refusals():
+        name = named("nobody").canonicalize(gssapi.MechType.kerberos)
         return str(name).rpartition("@")[2]
 
 
@@ -83,7 +84,7 @@ def mine() -> Mine:
     """What the caller's ticket cache (KRB5CCNAME) holds. Raises Refusal."""
     import gssapi  # noqa: PLC0415 - an extra
 
-    with _refusals():
+    with refusals():
         credential = gssapi.Credentials(usage="initiate", mechs=[gssapi.MechType.kerberos])
         return Mine(str(credential.name), credential.lifetime or 0, credential)
 
@@ -100,8 +101,8 @@ def of_host(keytab: str, principal: str | None) -> Any:
         "client_keytab": keytab,
         "ccache": f"MEMORY:{uuid.uuid4()}",
     }
-    with _refusals():
-        name = None if principal is None else _name(principal)
+    with refusals():
+        name = None if principal is None else named(principal)
         credential = gssapi.Credentials(
             name=name, usage="both", store=store, mechs=[gssapi.MechType.kerberos]
         )
@@ -114,9 +115,9 @@ def ticket(credential: Any, service: str) -> bytes:
     """What shows `service` who the holder of `credential` is. Raises Refusal: the KDC gave none."""
     import gssapi  # noqa: PLC0415
 
-    with _refusals():
+    with refusals():
         context = gssapi.SecurityContext(
-            name=_name(service),
+            name=named(service),
             creds=credential,
             usage="initiate",
             mech=gssapi.MechType.kerberos,
@@ -130,7 +131,7 @@ def meet(credential: Any, token: bytes) -> Met:
     """The user whose `token` is shown to the host with this credential. Raises Refusal."""
     import gssapi  # noqa: PLC0415
 
-    with _refusals():
+    with refusals():
         context = gssapi.SecurityContext(creds=credential, usage="accept")
         context.step(token)
         if not context.complete:
@@ -138,14 +139,14 @@ def meet(credential: Any, token: bytes) -> Met:
         return Met(str(context.initiator_name), context.delegated_creds)
 
 
-def _name(principal: str) -> Any:
+def named(principal: str) -> Any:
     import gssapi  # noqa: PLC0415
 
     return gssapi.Name(principal, gssapi.NameType.kerberos_principal)
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
+def refusals() -> Iterator[None]:
     import gssapi  # noqa: PLC0415
     from gssapi.raw.misc import GSSError  # noqa: PLC0415
 

@@ -18,6 +18,7 @@ MAX_TOKEN_S = 3660 * 86400.0
 MAX_REASON = 200  # characters
 _HASH = re.compile(r"[0-9a-f]{64}")
 _ID = re.compile(r"[0-9a-f]{16}")
+_KERBEROS = re.compile(r"[^@\s]{1,200}@[^@\s]{1,200}")
 
 
 class Role(StrEnum):
@@ -74,6 +75,11 @@ class Principal:
         return self.role is not None and self.role.covers(needed)
 
 
+def _require_kerberos(principal: str) -> None:
+    if principal and not _KERBEROS.fullmatch(principal):
+        raise ValueError("a Kerberos principal is NAME@REALM")
+
+
 def _require_tag(tag: str) -> None:
     if tag:
         require_name(tag, "a tag")
@@ -90,11 +96,13 @@ class UserRecord:
     tag: str = ""  # of the VMs that the role is for; empty: all
     password: str = field(default="", repr=False)
     certificates: tuple[str, ...] = ()  # PEM; who shows one of them is this user
+    kerberos: str = ""  # principal, with its realm; who shows a ticket of it is this user
     created: str = ""
 
     def __post_init__(self) -> None:
         require_name(self.name, "a user")
         _require_tag(self.tag)
+        _require_kerberos(self.kerberos)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +144,7 @@ def _require_pems(certificates: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserWishes:
-    """Body of POST /v1/users. Without a password, only a certificate proves the user."""
+    """Body of POST /v1/users. Without a password, a certificate or a ticket proves the user."""
 
     __pydantic_config__ = STRICT
 
@@ -145,10 +153,12 @@ class UserWishes:
     tag: str = ""
     password: str = field(default="", repr=False)
     certificates: tuple[str, ...] = ()
+    kerberos: str = ""
 
     def __post_init__(self) -> None:
         require_name(self.name, "a user")
         _require_tag(self.tag)
+        _require_kerberos(self.kerberos)
         _require_pems(self.certificates)
         if self.password:
             require_password(self.password)
@@ -163,11 +173,13 @@ class UserChanges:
     role: Role | None = None
     tag: str | None = None
     certificates: tuple[str, ...] | None = None
+    kerberos: str | None = None  # empty: no ticket proves the user
 
     def __post_init__(self) -> None:
-        if (self.role, self.tag, self.certificates) == (None, None, None):
-            raise ValueError("say what shall change: role, tag, certificates")
+        if (self.role, self.tag, self.certificates, self.kerberos) == (None, None, None, None):
+            raise ValueError("say what shall change: role, tag, certificates, kerberos")
         _require_tag(self.tag or "")
+        _require_kerberos(self.kerberos or "")
         _require_pems(self.certificates or ())
 
 

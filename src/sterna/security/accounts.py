@@ -22,6 +22,7 @@ from sterna.errors import (
     APITokenNotFound,
     BadSpec,
     CertificateTaken,
+    PrincipalTaken,
     UserExists,
     UserNotFound,
 )
@@ -72,6 +73,12 @@ class Accounts:
         """Whoever shows that certificate."""
         return self.users.get(self._prints.get(fingerprint, ""))
 
+    def by_kerberos(self, principal: str) -> UserRecord | None:
+        """Whom a ticket of `principal` proves."""
+        if not principal:
+            return None
+        return next((one for one in self.users.values() if one.kerberos == principal), None)
+
     def by_token(self, text: str) -> TokenRecord | None:
         """Whose secret `text` holds, if it counts now."""
         parts = _TOKEN.fullmatch(text)
@@ -97,27 +104,28 @@ class Accounts:
     # ---- users -----------------------------------------------------------------------------
 
     async def create_user(self, wishes: UserWishes) -> UserRecord:
-        """Raises UserExists, CertificateTaken, BadSpec, StateNotWritten."""
+        """Raises UserExists, CertificateTaken, PrincipalTaken, BadSpec, StateNotWritten."""
         phc = await self.lane.make(wishes.password) if wishes.password else ""
         async with self._lock:
             if wishes.name in self.users:
                 raise UserExists(host=self._host, user=wishes.name)
-            self._require_free(wishes.name, wishes.certificates)
+            self._require_free(wishes.name, wishes.certificates, wishes.kerberos)
             record = UserRecord(
                 name=wishes.name,
                 role=wishes.role,
                 tag=wishes.tag,
                 password=phc,
                 certificates=wishes.certificates,
+                kerberos=wishes.kerberos,
                 created=clock.now(),
             )
             return await self._write(record)
 
     async def change_user(self, name: str, changes: UserChanges) -> UserRecord:
-        """Raises UserNotFound, CertificateTaken, BadSpec, StateNotWritten."""
+        """Raises UserNotFound, CertificateTaken, PrincipalTaken, BadSpec, StateNotWritten."""
         given = {one.name: getattr(changes, one.name) for one in fields(changes)}
         async with self._lock:
-            self._require_free(name, changes.certificates or ())
+            self._require_free(name, changes.certificates or (), changes.kerberos or "")
             wanted = {key: value for key, value in given.items() if value is not None}
             return await self._write(replace(self.user(name), **wanted))
 
@@ -142,7 +150,10 @@ class Accounts:
         self._changed(record.name)
         return record
 
-    def _require_free(self, name: str, certificates: Iterable[str]) -> None:
+    def _require_free(self, name: str, certificates: Iterable[str], kerberos: str) -> None:
+        known = self.by_kerberos(kerberos)
+        if known is not None and known.name != name:
+            raise PrincipalTaken(principal=kerberos, owner=known.name)
         for pem in certificates:
             try:
                 owner = self.by_certificate(identity.fingerprint(pem))

@@ -1,8 +1,8 @@
 """Who asks, by all that a connection and its request show: one answer for every listener.
 
 What is said explicitly counts alone: a request with an Authorization header is its token's, or
-nobody's, whatever else it shows; then the certificate of the connection, then a session, then the
-process at the other end of a Unix socket.
+nobody's, whatever else it shows, and so is one with a Kerberos ticket; then the certificate of the
+connection, then a session, then the process at the other end of a Unix socket.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from sterna.model.access import Principal, Role, UserRecord
 from sterna.security.accounts import Accounts
 from sterna.security.local import Credentials, Locals
 from sterna.security.lockout import Lockout
+from sterna.security.realm import Realm
 from sterna.security.sessions import Session, Sessions
 from sterna.security.trust import Trust
 
@@ -24,6 +25,8 @@ SAFE = ("GET", "HEAD", "OPTIONS")
 PAIR = (
     "Pair the two hosts (sterna host invite on one, sterna host join on the other), or show a token"
 )
+TICKETS_OFF = "Set [kerberos] keytab in its sternad.toml, or log in with a token: sterna login HOST"
+TICKET = "kerberos:"  # keys of principals that tickets prove begin so
 NOBODY = Principal(kind="nobody")
 
 
@@ -42,12 +45,20 @@ class Shown:
 class Authority:
     """For one host; `state` is its state folder."""
 
-    def __init__(self, host: str, state: Path, trust: Trust | None, locals_: Locals) -> None:
+    def __init__(
+        self,
+        host: str,
+        state: Path,
+        trust: Trust | None,
+        locals_: Locals,
+        realm: Realm | None = None,
+    ) -> None:
         self.host = host
         self.accounts = Accounts(state, host)
         self.sessions = Sessions()
         self.lockout = Lockout(state / "lockout", host)
         self.locals = locals_
+        self._realm = realm
         self._trust = trust
         self._followers: list[Callable[[], None]] = []
         self.accounts.follow(self._account_changed)
@@ -77,6 +88,33 @@ class Authority:
                 )
             return found
         return NOBODY
+
+    @property
+    def takes_tickets(self) -> bool:
+        """Whether Kerberos tickets prove people here."""
+        return self._realm is not None
+
+    async def by_ticket(
+        self, token: bytes, certificate: bytes, shown: Shown
+    ) -> tuple[Principal, bytes]:
+        """Whose Kerberos `token` that is, and what proves this host in return.
+
+        `certificate` (DER) is what the connection's server has shown. Raises NotProven, Forged.
+        """
+        if self._realm is None:
+            raise self._unproven("it takes no Kerberos tickets", TICKETS_OFF)
+        found = await self._realm.prove(token, certificate)
+        who = self._again_by_key(Principal(kind="user", key=f"{TICKET}{found.principal}"))
+        if who is None:
+            raise self._unproven(
+                f"{found.principal} is no user of it",
+                f"An administrator of it lets tickets in: sterna user create NAME --role ROLE "
+                f"--kerberos {found.principal}",
+            )
+        # Browsers show tickets by themselves; what another page sends has no header of ours.
+        if shown.method not in SAFE and not shown.csrf:
+            raise Forged(what=f"this {shown.method}")
+        return who, found.reply
 
     async def _by_certificate(self, fingerprint: str) -> Principal:
         if self._trust is not None:
@@ -112,6 +150,9 @@ class Authority:
         return self._again_by_key(one)
 
     def _again_by_key(self, one: Principal) -> Principal | None:
+        if one.key.startswith(TICKET):
+            ours = self.accounts.by_kerberos(one.key.removeprefix(TICKET))
+            return None if ours is None else _of_user(ours, one.key)
         caller = self._trust.who(one.key) if self._trust is not None else None
         if caller is not None and caller.is_guest:
             return Principal(kind="guest", name=caller.name, key=one.key)

@@ -20,7 +20,7 @@ from sterna.checks.facts import CertificateFacts
 from sterna.host.store import Damaged, Store
 from sterna.model.access import Role
 from sterna.model.trust import PeerRecord, PeerRole
-from sterna.security import identity
+from sterna.security import identity, served
 from sterna.security.identity import Identity
 from sterna.security.web import Web
 
@@ -259,7 +259,7 @@ def _context(protocol: int, own: Identity | None) -> ssl.SSLContext:
     made.minimum_version = made.maximum_version = ssl.TLSVersion.TLSv1_3
     made.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     if own is not None:
-        made.load_cert_chain(own.certificate, own.key)
+        served.load(made, own.certificate, own.key)
     return made
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from cryptography import x509
 
 from sterna.errors import BadConfig
+from sterna.security import served
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Web:
         made.minimum_version = ssl.TLSVersion.TLSv1_3
         made.num_tickets = 0
         made.set_alpn_protocols(["http/1.1"])
-        made.load_cert_chain(certificate, key)
+        served.load(made, certificate, key)
         found = x509.load_pem_x509_certificates(certificate.read_bytes())[0].extensions
         names = found.get_extension_for_class(x509.SubjectAlternativeName).value
         self._names = frozenset(

@@ -122,6 +122,7 @@ def _user(record: UserRecord) -> dict[str, Any]:
         "tag": record.tag,
         "has_password": bool(record.password),
         "certificates": [identity.fingerprint(pem) for pem in record.certificates],
+        "kerberos": record.kerberos,
         "created": record.created,
     }
 
