@@ -88,6 +88,12 @@ fuzz: setup-dev ## search for input that the codec does not survive (SECONDS=300
 			-rss_limit_mb=2000 -max_total_time=$(or $(SECONDS),300) || exit 1; \
 	done
 
+fuzz-api: setup-dev ## requests that nearly fit the API's description, on a real daemon (SECONDS=120, ROLE=admin)
+	test -x .cache/fuzz-api/bin/schemathesis || python3 -m venv .cache/fuzz-api
+	.cache/fuzz-api/bin/pip install -q schemathesis==4.32.5
+	$(ROOT) $(BIN)/python tests/fuzz/fuzz_api.py .cache/fuzz-api/bin/schemathesis $(or $(ROLE),admin) \
+		--phases coverage,fuzzing,stateful --max-time $(or $(SECONDS),120)
+
 bench: setup-dev ## start of the command line; moves beside QEMU's own, virsh and qemu-img
 	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/requests.py --check

@@ -125,6 +125,8 @@ class Configuration(FromCode):
 def _keys(cls: Any, prefix: str, comments: dict[tuple[str, str], str]) -> Iterator[tuple[str, ...]]:
     tables = {
         "listen": config.Listen,
+        "access": config.Access,
+        "kerberos": config.Kerberos,
         "qemu": config.QEMU,
         "migration": config.Migration,
     }

@@ -61,6 +61,7 @@ class Kerberos:
     keytab: Path | None = None  # keys of SERVICE/HOST, for browsers of HTTP/HOST too
     service: str = "sterna"  # class of the service names
     channel_binding: Literal["required", "offered"] = "required"  # to the connection's TLS
+    delegation: Literal["required", "offered"] = "offered"  # of users, with VMs that are sent here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

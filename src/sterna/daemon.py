@@ -165,6 +165,7 @@ class Daemon:
             ),
             moving=Moving(**self.moves.under_way, **self.incoming.under_way),
             file_limit=inventory.file_limit(),
+            realm=self.authority.realm_facts,
             macs={
                 nic.mac: f"{vm.name} {nic.name}"
                 for vm in self.vms.all()

@@ -99,10 +99,11 @@ class Domain(Realm):
 
 
 @contextmanager
-def domain(folder: Path, namespace: str) -> Iterator[Domain]:
-    """Provisioned, started, filled; its namespace has nothing but a loopback."""
+def domain(folder: Path, namespace: str, *, is_new: bool = True) -> Iterator[Domain]:
+    """Provisioned, started, filled; on the loopback of a namespace that has nothing else, unless it is there."""
     etc = Path("/etc/netns") / namespace
-    subprocess.run(["ip", "netns", "add", namespace], check=True)
+    if is_new:
+        subprocess.run(["ip", "netns", "add", namespace], check=True)
     controller = None
     try:
         for what in ("link set lo up", f"addr add {ADDRESS}/24 dev lo"):
@@ -124,7 +125,8 @@ def domain(folder: Path, namespace: str) -> Iterator[Domain]:
         if controller is not None:
             os.killpg(controller.pid, signal.SIGKILL)
             controller.wait()
-        subprocess.run(["ip", "netns", "delete", namespace], check=True)
+        if is_new:
+            subprocess.run(["ip", "netns", "delete", namespace], check=True)
         shutil.rmtree(etc, ignore_errors=True)
 
 
@@ -179,6 +181,7 @@ def _fill(found: Domain) -> None:
         found.tool("spn", "add", f"sterna/{host}", f"{name}$")
     found.tool("delegation", "add-service", "hv-a$", f"sterna/{THERE}")
     found.export("hv-a$", f"sterna/{HERE}")
+    found.export("hv-b$", f"sterna/{THERE}", file="hv-b.keytab")
 
 
 class KDC(Realm):

@@ -12,6 +12,7 @@ import asyncio
 import base64
 import logging
 from collections.abc import MutableMapping, Sequence
+from dataclasses import replace
 from http.cookies import CookieError, SimpleCookie
 from typing import Any, Protocol
 from urllib.parse import unquote
@@ -24,7 +25,7 @@ from sterna.errors import BadSpec, Denied, NotProven, SternaError, TooLarge, Too
 from sterna.kerberos import negotiate
 from sterna.model.access import MAX_REASON, Principal
 from sterna.security.audit import short
-from sterna.security.authority import PAIR, Shown
+from sterna.security.authority import PAIR, Met, Shown
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,9 @@ MAX_JOIN = 32 << 10  # bytes; a certificate and a few names
 PRINCIPAL = "principal"  # key of scope["state"]: who asks
 ORIGIN = "origin"  # where from: an address, or "unix"
 REASON = "reason"  # why, as the caller says
-BEHALF = "behalf"  # for whom a host asks, as that host says
+BEHALF = "behalf"  # for whom a host asks, as that host says, or as a ticket proves
+USER = "user"  # for whom a host asks: Principal, by the user's ticket
+TICKETS = "tickets"  # what shows other hosts who asks; None: nothing does
 STILL = "still"  # whether the principal would still be let in
 CERTIFICATE = "certificate"  # fingerprint of what the connection has shown; empty: nothing
 SERVED = "served"  # the certificate (DER) that the connection's server has shown; empty: no TLS
@@ -56,9 +59,7 @@ class Judge(Protocol):
     host: str
 
     async def who(self, shown: Shown) -> Principal: ...
-    async def by_ticket(
-        self, token: bytes, certificate: bytes, shown: Shown
-    ) -> tuple[Principal, bytes]: ...
+    async def by_ticket(self, token: bytes, certificate: bytes, shown: Shown) -> Met: ...
     @property
     def takes_tickets(self) -> bool: ...
     def is_valid(self, principal: Principal) -> bool: ...
@@ -79,13 +80,14 @@ def proven(app: ASGIApp, judge: Judge, witness: Witness) -> ASGIApp:
         state = _state(scope)
         state[ORIGIN] = _origin(scope)
         try:
-            shown, ticket = _shown(scope), _ticket(scope)
+            shown, served = _shown(scope), state.get(SERVED, b"")
+            ticket = _ticket(scope, b"authorization")
             if ticket is None:
                 principal = await judge.who(shown)
             else:
-                served = state.get(SERVED, b"")
-                principal, reply = await judge.by_ticket(ticket, served, shown)
-                send = _proving(send, reply)
+                met = await judge.by_ticket(ticket, served, shown)
+                principal, state[TICKETS] = met.principal, met.tickets
+                send = _proving(send, met.reply)
             doors = DOORS.get(principal.kind)
             if doors is not None:
                 if (scope["method"], scope["path"]) not in doors:
@@ -93,6 +95,11 @@ def proven(app: ASGIApp, judge: Judge, witness: Witness) -> ASGIApp:
                 state[LIMIT] = MAX_JOIN
             state[REASON] = _words(scope, b"sterna-reason")
             state[BEHALF] = _words(scope, b"sterna-for") if principal.kind == "host" else ""
+            delegated = _ticket(scope, b"sterna-ticket") if principal.kind == "host" else None
+            if delegated is not None:  # no browser sends that one
+                meant = replace(shown, csrf="of a host")
+                state[USER] = (await judge.by_ticket(delegated, served, meant)).principal
+                state[BEHALF] = state[USER].text
         except (Denied, BadSpec) as error:
             log.warning("%s: %s", state[ORIGIN], error.message)
             if isinstance(error, Denied):
@@ -144,9 +151,9 @@ def _token(scope: Scope) -> str | None:
     return token.strip() if len(found) == 1 and kind.lower() == "bearer" else ""
 
 
-def _ticket(scope: Scope) -> bytes | None:
-    """What follows `Negotiate`, decoded; empty, which is no ticket, for what cannot be."""
-    found = _values(scope, b"authorization")
+def _ticket(scope: Scope, name: bytes) -> bytes | None:
+    """What follows `Negotiate` in that header, decoded; empty, which is no ticket, for what cannot be."""
+    found = _values(scope, name)
     if len(found) != 1 or found[0][:10].lower() != b"negotiate ":
         return None
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -53,7 +54,7 @@ def build(services: Services) -> FastAPI:
         docs_url=None,  # they would load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
-        responses={"default": {"model": Problem, "description": "Problem"}},
+        responses={"default": {"model": Problem, "description": "Problem"}},  # see _describe
         generate_unique_id_function=lambda route: f"{route.tags[0]}.{route.name}",
     )
     app.state.services = services
@@ -63,5 +64,22 @@ def build(services: Services) -> FastAPI:
     for router in routers:
         app.include_router(router, include_in_schema=router not in (peer.router, trust.between))
     problems.install(app)
+    _describe(app)
     app.add_middleware(Gate)
     return app
+
+
+def _describe(app: FastAPI) -> None:
+    """Problems are described with their own media type, which FastAPI cannot be told."""
+    plain = app.openapi
+
+    def described() -> dict[str, Any]:
+        is_made = app.openapi_schema is not None
+        schema = plain()
+        for path in schema["paths"].values() if not is_made else ():
+            for operation in path.values():
+                problem = operation["responses"]["default"]
+                problem["content"] = {problems.MEDIA: problem["content"]["application/json"]}
+        return schema
+
+    app.openapi = described  # type: ignore[method-assign]

@@ -22,7 +22,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from sterna import actor
-from sterna.api.access import BEHALF, ORIGIN, PRINCIPAL, REASON
+from sterna.api.access import BEHALF, ORIGIN, PRINCIPAL, REASON, TICKETS
 from sterna.api.services import Services
 from sterna.errors import (
     AuditNotWritten,
@@ -203,7 +203,8 @@ async def _guard(need: Need, inner: Handler, request: Request) -> Response:
     who = principal(request)
     here: Services = request.app.state.services
     behalf = getattr(request.state, BEHALF, "")
-    actor.become(f"{behalf} through {who.text}" if behalf else who.text)
+    by = f"{behalf} through {who.text}" if behalf else who.text
+    actor.become(by, getattr(request.state, TICKETS, None))
     fields = _fields(request, who, behalf)
     try:
         await _admit(need, request, who, here)

@@ -55,9 +55,10 @@ def _service(url: str) -> str:
 def login(
     settings: Settings, host: str | None, kerberos: bool, service: str | None, forget: bool
 ) -> None:
-    """Keep an API token of a host for later commands, or that your Kerberos tickets are to be used.
+    """Keep an API token of a host for later commands.
 
-    A token is asked for, or read from standard input, and tried. It never belongs on a command line.
+    It is asked for, or read from standard input, and tried. It never belongs on a command line.
+    With --kerberos what is kept is that your own tickets (kinit) are to be shown.
     """
     from sterna.cli.output import line  # noqa: PLC0415 - start-up time
     from sterna.errors import BadHost  # noqa: PLC0415

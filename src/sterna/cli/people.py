@@ -61,7 +61,7 @@ def create(  # noqa: PLR0913, PLR0917 - what makes a user
     certificates: tuple[Path, ...],
     kerberos: str | None,
 ) -> None:
-    """Let a person in by a password or by Kerberos tickets, or a program by its certificate.
+    """Let a person in by password or Kerberos, or a program by certificate.
 
     The password is asked for, or read as a line from standard input. With a certificate or tickets there is none.
     """

@@ -77,6 +77,17 @@ class TicketRefused(Denied):
     status = 401
 
 
+class NotDelegated(Denied):
+    """A host does not show for whom it sends a VM."""
+
+    code = "access.not-delegated"
+    text = "{host} takes {vm} only with the ticket of a user who may move it, and was shown none"
+    hint = (
+        "Move it as such a user: sterna login SOURCE --kerberos; see what is missing with: sudo -E "
+        "sterna kerberos check {host}"
+    )
+
+
 class APITokenNotFound(NotFound):
     code = "access.no-token"
     text = "{host} has no token called {token}"

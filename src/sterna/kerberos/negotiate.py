@@ -59,16 +59,19 @@ def _binding(certificate: bytes) -> Any:
 
 
 class Asking:
-    """A client's side of one request to `service` (sterna/hv-b.example.com), which shows `certificate`."""
+    """A client's side of one request to `service` (sterna/hv-b.example.com), which shows `certificate`.
 
-    def __init__(self, service: str, certificate: bytes) -> None:
+    `credential`: the user's own, unless it is given.
+    """
+
+    def __init__(self, service: str, certificate: bytes, credential: Any = None) -> None:
         import gssapi  # noqa: PLC0415 - an extra
 
         self.service = service
         with refusals():
             self._context = gssapi.SecurityContext(
                 name=named(service),
-                creds=tickets.mine().credential,
+                creds=credential or tickets.mine().credential,
                 usage="initiate",
                 # Not within SPNEGO, as browsers have it: of that, the numbers of refusals are lost.
                 mech=gssapi.MechType.kerberos,
@@ -99,14 +102,25 @@ class Accepted:
     service: str  # that it was for, without the realm
     is_bound: bool  # to this connection's TLS
     reply: bytes
+    may_act_for: Any  # a credential for tickets in the user's name; None: there is none
 
 
-def accept(keytab: Path, token: bytes, certificate: bytes) -> Accepted:
-    """The user who shows `token` on a connection whose server shows `certificate` (DER). Raises Refusal."""
+def credential_of(keytab: Path) -> Any:
+    """What opens tickets with the keys of that file, and asks nobody. Raises Refusal."""
     import gssapi  # noqa: PLC0415 - an extra
 
     with refusals():
-        credential = gssapi.Credentials(usage="accept", store={"keytab": str(keytab)})
+        return gssapi.Credentials(usage="accept", store={"keytab": str(keytab)})
+
+
+def accept(credential: Any, token: bytes, certificate: bytes) -> Accepted:
+    """The user who shows `token` on a connection whose server shows `certificate` (DER). Raises Refusal.
+
+    With a credential of `tickets.of_host` this host may act for the user, as far as the realm lets it.
+    """
+    import gssapi  # noqa: PLC0415 - an extra
+
+    with refusals():
         context = gssapi.SecurityContext(
             creds=credential, usage="accept", channel_bindings=_binding(certificate)
         )
@@ -118,4 +132,5 @@ def accept(keytab: Path, token: bytes, certificate: bytes) -> Accepted:
             service=str(context.target_name).rpartition("@")[0],
             is_bound=bool(context.actual_flags & gssapi.RequirementFlag.channel_bound),
             reply=reply or b"",
+            may_act_for=context.delegated_creds,
         )

@@ -118,6 +118,14 @@ class Moving:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RealmFacts:
+    """As what a host is known in its Kerberos realm, and whether it wants users' tickets with VMs."""
+
+    service: str = ""  # sterna/hv-b.example.com; empty: it takes no tickets
+    is_required: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
     """One host at one moment; gathered once per check, the same on the API."""
 
@@ -142,4 +150,5 @@ class HostFacts:
     groups: Groups = field(default_factory=Groups)  # of affinity, of its VMs
     moving: Moving = field(default_factory=Moving)
     file_limit: int | None = None  # bytes of a file of its QEMUs, memory as well; None: no limit
+    realm: RealmFacts = field(default_factory=RealmFacts)
     macs: dict[str, str] = field(default_factory=dict)  # MAC address -> VM that has it, "web net0"

@@ -44,6 +44,7 @@ from sterna.model.travel import Travel
 from sterna.model.vm import OwnershipState
 from sterna.move import (
     capabilities,
+    delegation,
     files,
     handover,
     memory,
@@ -240,7 +241,8 @@ class Move:
         said = ""
         while True:
             try:
-                await self.peer.reserve(reservation)
+                ticket = await delegation.ticket(self.peer, self.job.log)
+                await self.peer.reserve(reservation, ticket)
             except TargetBusy as error:
                 if error.message != said:
                     said = error.message

@@ -27,7 +27,7 @@ from sterna.errors import (
 from sterna.model import edge
 from sterna.model.access import MAX_REASON
 from sterna.model.check import Check, MoveReport
-from sterna.model.host import HostFacts
+from sterna.model.host import HostFacts, RealmFacts
 from sterna.model.move import Adjustment, MoveWishes
 from sterna.model.operation import Operation
 from sterna.model.reservation import (
@@ -71,6 +71,8 @@ class Peer:
         self._bulk = bulk or http  # connections of files, which questions must not wait for
         self._bulk_url = httpx2.URL(url)
         self._is_gone = False
+        self.realm = RealmFacts()  # of when it told its facts last
+        self.certificate: Callable[[], str] = str  # PEM that it is known by
         self._stranger: Callable[[], ssl.SSLContext] | None = None  # to it, as nobody
 
     def use(self, url: str, http: httpx2.AsyncClient, bulk: httpx2.AsyncClient) -> None:
@@ -104,6 +106,7 @@ class Peer:
                 raise NotMutual(peer=self.name, url=self.url) from error
             raise
         facts = edge.parse(HostFacts, found, f"facts of {self.name}")
+        self.realm = facts.realm
         allowed = facts.migration_addresses or (facts.migration_address,)
         if facts.migration_address and self._bulk_url.host not in allowed:
             self._bulk_url = httpx2.URL(self.url).copy_with(host=facts.migration_address)
@@ -140,10 +143,11 @@ class Peer:
         answer = await self._ask("POST", "/v1/peer/probes")
         return edge.parse(Probe, answer, f"answer of {self.name}")
 
-    async def reserve(self, reservation: Reservation) -> ReservationStatus:
-        """Ask it to make ready for the VM."""
+    async def reserve(self, reservation: Reservation, ticket: str = "") -> ReservationStatus:
+        """Ask it to make ready for the VM. `ticket`: a header that shows for whom."""
         body = edge.dump(reservation)
-        answer = await self._ask("POST", "/v1/peer/reservations", body, RESERVE_S)
+        shown = {"Sterna-Ticket": ticket} if ticket else {}
+        answer = await self._ask("POST", "/v1/peer/reservations", body, RESERVE_S, headers=shown)
         return self._status(answer)
 
     async def open(self, operation: str) -> ReservationStatus:
@@ -258,9 +262,9 @@ class Peer:
         return edge.parse(ReservationStatus, body, f"answer of {self.name}")
 
     async def _ask(
-        self, method: str, path: str, body: Any = None, timeout_s: float = ANSWER_S
+        self, method: str, path: str, body: Any = None, timeout_s: float = ANSWER_S, **more: Any
     ) -> Any:
-        return self._json(await self._send(self._http, method, path, timeout_s, json=body))
+        return self._json(await self._send(self._http, method, path, timeout_s, json=body, **more))
 
     async def _send_bulk(self, method: str, path: str, **body: Any) -> httpx2.Response:
         """Over the migration network."""
@@ -345,8 +349,13 @@ class Peers:
                 raise HostUnknown(host=self._host, peer=name, known=", ".join(self.names) or "none")
             peer = Peer(name, record.url, *self._clients(record))
             peer.may_ask_as_nobody(lambda: self.trust.stranger(name))
+            peer.certificate = lambda: self._certificate(name)
             self._open[name] = peer
         return self._open[name]
+
+    def _certificate(self, name: str) -> str:
+        record = self.trust.get(name)
+        return record.certificate if record is not None else ""
 
     def _clients(self, record: PeerRecord) -> tuple[httpx2.AsyncClient, httpx2.AsyncClient]:
         def client() -> httpx2.AsyncClient:

@@ -12,8 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sterna.actor import Tickets
 from sterna.errors import Forged, LogInRefused, NotProven, StateNotWritten
+from sterna.kerberos.negotiate import Asking
 from sterna.model.access import Principal, Role, UserRecord
+from sterna.model.host import RealmFacts
 from sterna.security.accounts import Accounts
 from sterna.security.local import Credentials, Locals
 from sterna.security.lockout import Lockout
@@ -42,6 +45,17 @@ class Shown:
     csrf: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Met:
+    """A user whom a ticket has proven. `reply` proves this host in return; with `tickets` it may show
+    other hosts, in the user's name, who it is.
+    """
+
+    principal: Principal
+    reply: bytes
+    tickets: Tickets | None
+
+
 class Authority:
     """For one host; `state` is its state folder."""
 
@@ -58,7 +72,7 @@ class Authority:
         self.sessions = Sessions()
         self.lockout = Lockout(state / "lockout", host)
         self.locals = locals_
-        self._realm = realm
+        self.realm = realm
         self._trust = trust
         self._followers: list[Callable[[], None]] = []
         self.accounts.follow(self._account_changed)
@@ -90,20 +104,23 @@ class Authority:
         return NOBODY
 
     @property
+    def realm_facts(self) -> RealmFacts:
+        """As what this host is known to Kerberos."""
+        return self.realm.facts() if self.realm is not None else RealmFacts()
+
+    @property
     def takes_tickets(self) -> bool:
         """Whether Kerberos tickets prove people here."""
-        return self._realm is not None
+        return self.realm is not None
 
-    async def by_ticket(
-        self, token: bytes, certificate: bytes, shown: Shown
-    ) -> tuple[Principal, bytes]:
-        """Whose Kerberos `token` that is, and what proves this host in return.
+    async def by_ticket(self, token: bytes, certificate: bytes, shown: Shown) -> Met:
+        """Whose Kerberos `token` that is.
 
         `certificate` (DER) is what the connection's server has shown. Raises NotProven, Forged.
         """
-        if self._realm is None:
+        if self.realm is None:
             raise self._unproven("it takes no Kerberos tickets", TICKETS_OFF)
-        found = await self._realm.prove(token, certificate)
+        found = await self.realm.prove(token, certificate, may_act=shown.method not in SAFE)
         who = self._again_by_key(Principal(kind="user", key=f"{TICKET}{found.principal}"))
         if who is None:
             raise self._unproven(
@@ -114,7 +131,12 @@ class Authority:
         # Browsers show tickets by themselves; what another page sends has no header of ours.
         if shown.method not in SAFE and not shown.csrf:
             raise Forged(what=f"this {shown.method}")
-        return who, found.reply
+        act = found.may_act_for
+        return Met(
+            principal=who,
+            reply=found.reply,
+            tickets=act and (lambda service, shows: Asking(service, shows, act).token),
+        )
 
     async def _by_certificate(self, fingerprint: str) -> Principal:
         if self._trust is not None:

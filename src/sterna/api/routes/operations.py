@@ -18,6 +18,7 @@ from sterna.model.access import Role
 from sterna.model.doubt import Doubt
 from sterna.model.move import Adjustment
 from sterna.model.operation import LogLine, Operation, OperationState
+from sterna.model.reservation import MAX_INT
 
 MAX_WAIT_S = 300.0  # proxies and firewalls cut silent connections at about that
 MAX_LIST = 1000
@@ -25,7 +26,7 @@ OPERATORS = ("stop", "checkpoint", "apply", "merge", "save", "restore")  # kinds
 
 router = roles.router(prefix="/v1/operations", tags=["operations"])
 
-After = Annotated[int, Query(ge=0, description="Only what has a higher number")]
+After = Annotated[int, Query(ge=0, le=MAX_INT, description="Only what has a higher number")]
 
 
 @router.get("", response_model=list[Operation])

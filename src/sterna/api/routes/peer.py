@@ -11,9 +11,12 @@ from typing import Annotated, Any
 from fastapi import Body, Depends, Request, Response
 
 from sterna.api import roles
+from sterna.api.access import USER
 from sterna.api.roles import Record, between_hosts
-from sterna.errors import BadSpec, NotAllowed
+from sterna.api.services import Services
+from sterna.errors import BadSpec, NotAllowed, NotDelegated, RoleTooLow
 from sterna.model import edge
+from sterna.model.access import Principal, Role
 from sterna.model.reservation import GIVEN_UP, Look, Rejoin, Reservation, Take
 
 
@@ -36,6 +39,22 @@ def _require_own(request: Request) -> None:
 def _require_source(request: Request, source: str) -> None:
     if (caller := _caller(request)) and source != caller:
         raise _not_its_own(caller, source)
+
+
+def _require_user(request: Request, reservation: Reservation) -> None:
+    """Whom the source asks for may move that VM here, too."""
+    here: Services = request.app.state.services
+    user: Principal | None = getattr(request.state, USER, None)
+    vm = reservation.spec
+    if user is None:
+        if here.authority.realm_facts.is_required:
+            raise NotDelegated(host=here.name, vm=vm.name)
+        return
+    if not user.has(Role.MIGRATOR) or (user.tag and user.tag not in vm.tags):
+        raise RoleTooLow(
+            what=f"sending {vm.name}", host=here.name, needed="the role migrator", who=user.text,
+            grant=user.grant,
+        )  # fmt: skip
 
 
 def _not_its_own(caller: str, source: str) -> NotAllowed:
@@ -82,6 +101,7 @@ async def reserve(request: Request, body: Annotated[dict[str, Any], Body()]) -> 
     if not reservation.operation:
         raise BadSpec(where="reservation", reason="operation is empty")
     _require_source(request, reservation.source)
+    _require_user(request, reservation)
     answer = await request.app.state.services.incoming.reserve(reservation)
     return dict(edge.dump(answer))
 
