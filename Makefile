@@ -74,8 +74,8 @@ streams: setup-dev ## migration streams of QEMU 7.2 and 10 through the codec (mi
 drain: setup-dev ## a host with eight VMs is emptied to two others and filled again (a minute)
 	$(ROOT_PYTEST) -m functional tests/functional/test_drain.py
 
-checks: setup-dev ## every check, and moves that they forbid, tried all the same (8 minutes)
-	$(ROOT_PYTEST) -m functional tests/functional/test_check*.py
+checks: setup-dev ## every check, and moves that they forbid, tried all the same (10 minutes)
+	$(ROOT_PYTEST) -m functional tests/functional/test_check*.py tests/functional/test_vtpm.py
 
 versions: setup-dev ## moves between QEMU 7.2 and 10 (two minutes; downloads QEMU 10)
 	$(ROOT_PYTEST) -m functional tests/functional/test_check_machine.py

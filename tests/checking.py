@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sterna.lab import hosts as lab_hosts
 from sterna.lab.hosts import Host
 
 SCRIPT = Path(sys.executable).with_name("sterna")
+EYES = Path(__file__).with_name("wire_watch.py")
 TIMEOUT_S = 90
 CLEAN, REFUSED, WARNED = 0, 3, 10
 
@@ -163,3 +165,30 @@ def sent(host: Host, interface: str) -> int:
     counter = f"/sys/class/net/{interface}/statistics/tx_bytes"
     told = subprocess.run(host.command(["cat", counter]), check=True, capture_output=True)
     return int(told.stdout)
+
+
+# ---- eyes on the wire ------------------------------------------------------------------------
+
+
+@dataclass
+class Watched:
+    """What went by on all wires of a host."""
+
+    found: int = 0  # times that the text was seen
+    seen: int = 0  # bytes
+
+
+@contextlib.contextmanager
+def watching(host: Host, text: str) -> Iterator[Watched]:
+    """Look for `text` on the wires of `host` until the block ends."""
+    argv = host.command([sys.executable, str(EYES), "watch", text])
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as eyes:
+        assert eyes.stdout is not None
+        try:
+            assert eyes.stdout.readline() == "watching\n"
+            watched = Watched()
+            yield watched
+        finally:
+            eyes.terminate()
+            said = eyes.stdout.readline().split()
+        watched.found, watched.seen = int(said[0]), int(said[1])

@@ -67,4 +67,4 @@ def watch(text: bytes) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "ping":
         sys.exit(not ping(sys.argv[2], int(sys.argv[3])))
-    watch(sys.argv[2].encode())
+    watch(os.fsencode(sys.argv[2]))

@@ -52,13 +52,16 @@ from sterna.security import identity
 from sterna.security import local as local_users
 from sterna.security.audit import Audit
 from sterna.security.authority import Authority
+from sterna.security.guardian import Guardian
 from sterna.security.realm import Realm
 from sterna.security.trust import Trust
 from sterna.vms.drives import Drives
+from sterna.vms.guardians import Guardians
 from sterna.vms.inspection import Inspections
 from sterna.vms.launch import Launcher
 from sterna.vms.plug import Plugs
 from sterna.vms.service import VMs
+from sterna.vms.tpm import TPMs
 
 API_VERSION = 1
 PEER_S = 3.0  # for a list of hosts; one that is well answers in milliseconds
@@ -103,6 +106,7 @@ class Daemon:
         self.audit = Audit(settings.state_dir / "audit")
         who_is_local = local_users.of(settings)
         realm = Realm(settings.name, settings.kerberos) if settings.kerberos.keytab else None
+        self.guardians = Guardians(self.vms)
         self.authority = Authority(
             settings.name, settings.state_dir, self.trust, who_is_local, realm
         )
@@ -127,6 +131,7 @@ class Daemon:
                 ("drained VM", self.drains.damaged),
                 ("peer", self.trust.damaged),
                 ("user or token", self.authority.accounts.damaged),
+                ("guardian", self.guardians.damaged),
             )
             for item in damaged
         ]
@@ -166,6 +171,8 @@ class Daemon:
             moving=Moving(**self.moves.under_way, **self.incoming.under_way),
             file_limit=inventory.file_limit(),
             realm=self.authority.realm_facts,
+            guardian=self.launcher.tpms.own.public,
+            has_tpm=self.launcher.tpms.is_installed,
             macs={
                 nic.mac: f"{vm.name} {nic.name}"
                 for vm in self.vms.all()
@@ -228,6 +235,7 @@ class Daemon:
             pairing=self.pairing,
             audit=self.audit,
             authority=self.authority,
+            guardians=self.guardians,
         )
 
     async def hosts(self) -> list[dict[str, Any]]:
@@ -306,6 +314,11 @@ async def assemble(settings: Config) -> Daemon:
         switches=switches,
         pools=pools,
         runner=Runner(Journal(settings.state_dir / "journal.db"), settings.name),
+        tpms=TPMs(
+            settings.name,
+            settings.state_dir / "tpm",
+            Guardian.ensure(settings.state_dir / "identity"),
+        ),
         cpu=await cpus.facts(settings.qemu, offers.binary, accel, cache),
     )
     qemu = QEMUFacts(

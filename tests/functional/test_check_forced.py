@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import secrets
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from checking import Administrator, closed_port, configured, fill, ip, make, odd, restart, sent
+from checking import (
+    EYES,
+    Administrator,
+    closed_port,
+    configured,
+    fill,
+    ip,
+    make,
+    odd,
+    restart,
+    sent,
+    watching,
+)
 from moving import a_twin, traveller, wait_until
 from sterna.lab import vm
 from sterna.lab.console import GuestConsole
@@ -26,7 +36,6 @@ from sterna.units import MIB
 
 pytestmark = [pytest.mark.functional, pytest.mark.long]  # make checks
 
-EYES = Path(__file__).parents[1] / "wire_watch.py"
 BLIND = [
     *("host.outbound", "host.same", "network.switch-broken", "network.switch-differs"),
     *("network.blocked", "network.unreachable", "network.address-absent", "network.none-allowed"),
@@ -361,29 +370,6 @@ def holds(image: Path) -> bool:
 
 
 # ---- eyes -----------------------------------------------------------------------------------
-
-
-@dataclass
-class Watched:
-    """What went by on all wires of a host."""
-
-    found: int = 0  # times that the text was seen
-    seen: int = 0  # bytes
-
-
-@contextlib.contextmanager
-def watching(host, text):
-    """Look for `text` on the wires of `host` until the block ends."""
-    argv = host.command([sys.executable, str(EYES), "watch", text])
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as eyes:
-        try:
-            assert eyes.stdout.readline() == "watching\n"
-            watched = Watched()
-            yield watched
-        finally:
-            eyes.terminate()
-            said = eyes.stdout.readline().split()
-        watched.found, watched.seen = int(said[0]), int(said[1])
 
 
 def is_reached(lab, size: int) -> bool:

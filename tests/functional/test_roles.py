@@ -58,6 +58,8 @@ TABLE = {
     "POST /v1/vms/{vm}/checkpoints/{checkpoint}:apply": O,
     "POST /v1/vms/{vm}/checkpoints/{checkpoint}:rename": O,
     "DELETE /v1/vms/{vm}/checkpoints/{checkpoint}": O,
+    "GET /v1/guardians": V, "POST /v1/guardians": A, "DELETE /v1/guardians/{name}": A,
+    "POST /v1/vms/{vm}:authorize": A, "POST /v1/vms/{vm}:revoke": A,
     "POST /v1/vms/{vm}:save": O, "POST /v1/vms/{vm}:restore": O, "POST /v1/vms/{vm}:discard": O,
     "POST /v1/moves": M, "POST /v1/moves:check": V, "POST /v1/host/drain": M,
     "POST /v1/host/drain:check": V, "POST /v1/host/resume": M, "POST /v1/host/resume:check": V,
@@ -90,6 +92,7 @@ TAGGED = {
     if "{vm}" in one or "{operation}" in one.removeprefix("POST /v1/peer")
 } - {
     "POST /v1/vms/{vm}/exports", "PATCH /v1/vms/{vm}/nics/{nic}", "POST /v1/vms/{vm}:insert",
+    "POST /v1/vms/{vm}:authorize", "POST /v1/vms/{vm}:revoke",
     "GET /v1/operations/{operation}/doubt", "POST /v1/operations/{operation}:resolve",
 } | {
     "GET /v1", "GET /v1/me", "GET /v1/vms", "GET /v1/operations", "GET /v1/events",

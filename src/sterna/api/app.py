@@ -15,6 +15,7 @@ from sterna.api.routes import (
     checkpoints,
     disks,
     events,
+    guardians,
     operations,
     peer,
     people,
@@ -31,8 +32,8 @@ from sterna.api.services import Services
 from sterna.api.views import Problem
 
 PUBLIC = (
-    root, trust, people, sessions, audit, vms, several, checkpoints, switches, pools, disks, port,
-    operations, events,
+    root, trust, people, sessions, audit, vms, guardians, several, checkpoints, switches, pools, disks,
+    port, operations, events,
 )  # fmt: skip
 SCHEMA = "/v1/openapi.json"
 DESCRIPTION = (

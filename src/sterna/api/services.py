@@ -178,6 +178,7 @@ class Services:
     pairing: Any = None  # a Pairing
     audit: Any = None  # an Audit
     authority: Any = None  # an Authority
+    guardians: Any = None  # a Guardians
 
 
 def _services(request: Request) -> Services:

@@ -180,6 +180,14 @@ class PoolView(View):
     users: list[str] = Field(description="VMs with a disk or a CD here")
 
 
+class GuardianView(View):
+    name: str
+    key: str = Field(description="X25519 public key, base64")
+    fingerprint: str
+    is_own: bool
+    vms: list[str] = Field(description="VMs of this host whose keys it opens")
+
+
 class KeptFileView(View):
     was: Volume
     now: str = Field(description="Its file name in the same pool")

@@ -31,6 +31,8 @@ class GuestFacts:
     operation: str = ""  # that one
     cpu: GuestCPU | None = None  # what the running guest sees as its processor
     cpu_next: CPUChoice | None = None  # what it will see from its next start, if that differs
+    guardians: frozenset[str] = frozenset()  # public keys of those that open its keys
+    has_lost_tpm: bool = False  # it runs, and its swtpm has ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,6 +40,38 @@ def blocked(q: Question) -> Iterator[Finding]:
         )
 
 
+@check("secret.no-tpm", BLOCKER, "The target can run the VM's TPM")
+def tpm(q: Question) -> Iterator[Finding]:
+    if q.spec.tpm and not q.target.has_tpm:
+        yield Finding(
+            f"{q.spec.name} has a TPM, and {q.target.name} has no swtpm",
+            f"Install it on {q.target.name}",
+            "apt-get install swtpm",
+        )
+
+
+@check("secret.guardian-missing", BLOCKER, "The target may open the VM's keys")
+def guardian(q: Question) -> Iterator[Finding]:
+    name = q.target.name
+    if q.spec.tpm and q.target.guardian not in q.guest.guardians:
+        yield Finding(
+            f"the guardian of {name} may not open the keys of {q.spec.name}",
+            f"Get it: sterna --host {name} guardian export | sterna guardian import {name} -; then "
+            f"authorize it",
+            here(q, f"guardian authorize {q.spec.name} {name}"),
+        )
+
+
+@check("vm.tpm-gone", BLOCKER, "The TPM of the running VM is there")
+def tpm_gone(q: Question) -> Iterator[Finding]:
+    if q.guest.has_lost_tpm:
+        yield Finding(
+            f"the swtpm of {q.spec.name} has ended: its guest has no TPM, and QEMU cannot move it",
+            "Stop it; its next start has its TPM again",
+            here(q, f"vm stop {q.spec.name}"),
+        )
+
+
 @check("vm.io-error", WARNING, "The guest does not stand still because its storage failed")
 def io_error(q: Question) -> Iterator[Finding]:
     if q.guest.status == "io-error":

@@ -31,6 +31,10 @@ LAZY = {
         "Look what is wrong with Kerberos between this host and others.",
     ),
     "lab": ("sterna.cli.lab:lab", "Hosts on this one machine, to try everything."),
+    "guardian": (
+        "sterna.cli.guardian:guardian",
+        "Which hosts open the keys of VMs with a TPM.",
+    ),
     "user": ("sterna.cli.people:user", "People and programs that this host lets in."),
     "token": ("sterna.cli.people:token", "API tokens: for programs, with a role and an end."),
     "login": ("sterna.cli.login:login", "Keep an API token of a host for later commands."),

@@ -61,7 +61,7 @@ def _toml(text: str, where: str) -> Any:
 def merge(spec: dict[str, Any], options: Mapping[str, Any], is_local: bool) -> dict[str, Any]:
     """`spec` with the options that were given. Disks, CDs, NICs and tags are added to the file's."""
     result = dict(spec)
-    result |= _chosen(options, ("name", "vcpus", "memory", "cpu", "machine", "firmware"))
+    result |= _chosen(options, ("name", "vcpus", "memory", "cpu", "machine", "firmware", "tpm"))
     if options.get("graphics") is False:
         result["graphics"] = False
     boot = {key: options[key] for key in ("kernel", "initrd", "cmdline") if options.get(key)}

@@ -24,6 +24,7 @@ from sterna.errors.place import *
 from sterna.errors.port import *
 from sterna.errors.qemu import *
 from sterna.errors.request import *
+from sterna.errors.secret import *
 from sterna.errors.several import *
 from sterna.errors.trust import *
 from sterna.errors.vm import *

@@ -151,4 +151,6 @@ class HostFacts:
     moving: Moving = field(default_factory=Moving)
     file_limit: int | None = None  # bytes of a file of its QEMUs, memory as well; None: no limit
     realm: RealmFacts = field(default_factory=RealmFacts)
+    guardian: str = ""  # its public key, for which VMs' keys are sealed
+    has_tpm: bool = False  # swtpm is there
     macs: dict[str, str] = field(default_factory=dict)  # MAC address -> VM that has it, "web net0"

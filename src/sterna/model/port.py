@@ -53,6 +53,8 @@ class Manifest:
     saved: StateFile | None = None
     cpu_next: CPUChoice | None = None  # what its guest shall see as a processor from its next start
     nvram: str = ""  # UEFI variables, base64
+    tpm: str = ""  # state of its TPM, encrypted, base64
+    protector: dict[str, str] = field(default_factory=dict)  # its key, sealed for guardians
     files: tuple[ExportedFile, ...] = ()
 
 

@@ -21,6 +21,8 @@ MAX_MIRRORS = 256  # QEMU's block jobs of one VM
 MAX_CHANNELS = 64
 MAX_STREAMS = 255  # of QEMU's multifd
 MAX_NVRAM = 64 << 20  # base64
+MAX_TPM = 2 << 20  # characters; the state of a TPM has some 10 kB
+MAX_GUARDIANS, MAX_SEALED = 1000, 1000  # of one VM; characters of each
 MAX_GRACE_S = 3600.0
 MAX_LOOKS = 256
 TOKEN = re.compile(r"[0-9a-f]{32}")
@@ -38,6 +40,14 @@ def _within(what: str, value: float, low: float, high: float) -> None:
 def _at_most(what: str, items: Iterable[object], high: int) -> None:
     if (count := len(tuple(items))) > high:
         raise ValueError(f"there are {count} {what}; {high} are possible at most")
+
+
+def _require_base64(name: str, text: str, most: int) -> None:
+    _within(f"length of {name}", len(text), 0, most)
+    try:
+        base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"{name} is not base64") from error
 
 
 def _require_id(vm_id: str) -> None:
@@ -198,6 +208,8 @@ class Reservation:
     paused: bool  # the user's wish, kept
     accel: Literal["kvm", "tcg", ""]  # of the running VM; empty when off
     nvram: str = ""  # base64 of the UEFI variables; a live move carries newer ones by itself
+    tpm: str = ""  # base64 of its TPM's state, encrypted; a live move carries it by itself
+    protector: dict[str, str] = field(default_factory=dict)  # as in the VM's record
     created: str = ""
     cpu_next: CPUChoice | None = None  # its processor from its next start
     notes: tuple[str, ...] = ()
@@ -221,15 +233,13 @@ class Reservation:
         _within("grace_s", self.grace_s, 0, MAX_GRACE_S)
         _at_most("files", self.files, MAX_FILES)
         _at_most("mirrors", self.mirrors, MAX_MIRRORS)
-        self._require_nvram()
+        _require_base64("nvram", self.nvram, MAX_NVRAM)
+        _require_base64("tpm", self.tpm, MAX_TPM)
+        if len(self.protector) > MAX_GUARDIANS or any(
+            len(key) + len(sealed) > MAX_SEALED for key, sealed in self.protector.items()
+        ):
+            raise ValueError(f"protector is for at most {MAX_GUARDIANS} guardians")
         self._require_places()
-
-    def _require_nvram(self) -> None:
-        _within("length of nvram", len(self.nvram), 0, MAX_NVRAM)
-        try:
-            base64.b64decode(self.nvram, validate=True)
-        except binascii.Error as error:
-            raise ValueError("nvram is not base64") from error
 
     def _require_places(self) -> None:
         """Each disk is a file, and no file is to be made twice."""

@@ -217,6 +217,7 @@ class VMSpec:
     cpu_features: tuple[str, ...] = ()  # over a level: what all hosts share
     machine: str = ""  # versioned machine type, such as pc-q35-7.2: the configuration version
     firmware: Firmware = Firmware.BIOS
+    tpm: bool = False  # a TPM 2.0, whose state goes with the VM
     disks: tuple[Disk, ...] = ()
     cds: tuple[CD, ...] = ()
     nics: tuple[NIC, ...] = ()
@@ -387,5 +388,8 @@ class VMRecord:
     departing: tuple[Volume, ...] = ()
     # Files that another place of this host has now: removed as soon as that step is through, retried at start.
     leaving: tuple[Volume, ...] = ()
+    protector: dict[str, str] = field(
+        default_factory=dict
+    )  # guardian's public key -> its sealed key
     # What its guest sees as a processor from its next start; None: what the spec says.
     cpu_next: CPUChoice | None = None

@@ -72,6 +72,7 @@ class Berth:
             self._pools,
             self._files,
             self._room,
+            self._tpm,
         ):
             try:
                 look(reservation, facts)
@@ -115,6 +116,11 @@ class Berth:
                 state=f"larger than the memory that {self.host} has to give",
                 fix="Stop or move another VM first",
             )
+
+    def _tpm(self, reservation: Reservation, _facts: HostFacts) -> None:
+        """Its TPM can be had here, and nobody else's word is taken for that."""
+        if reservation.spec.tpm:
+            self._vms.launcher.tpms.require(self.record(reservation))
 
     def _acceleration(self, reservation: Reservation, facts: HostFacts) -> None:
         if reservation.accel and reservation.accel != facts.qemu.accel:
@@ -245,6 +251,7 @@ class Berth:
             created=reservation.created,
             cpu_next=reservation.cpu_next,
             notes=reservation.notes,
+            protector=reservation.protector,
             owned_epoch=reserved.owned_epoch,
             fenced=reserved.fenced,
             checkpoints=reservation.checkpoints,
@@ -254,7 +261,12 @@ class Berth:
         )
 
     def write_nvram(self, reservation: Reservation) -> None:
-        """The UEFI variables, as the source has them now."""
+        """The UEFI variables, and the state of a TPM that is off, as the source has them now."""
+        if reservation.spec.tpm:
+            state = base64.b64decode(reservation.tpm)
+            self._vms.launcher.tpms.remove(reservation.spec.id)  # of an earlier stay
+            if state:
+                self._vms.launcher.tpms.put(reservation.spec.id, state)
         if reservation.nvram:
             path = self._vms.launcher.nvram(reservation.spec.id)
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from sterna.model.host import HostFacts, Pool
 from sterna.model.reservation import Look
 from sterna.move.peer import Peer
 from sterna.vms.machine import VM
+from sterna.vms.tpm import TPMs
 
 
 async def guest(vm: VM, doing: tuple[str, str]) -> GuestFacts:
@@ -29,12 +30,16 @@ async def guest(vm: VM, doing: tuple[str, str]) -> GuestFacts:
         doing=doing[0],
         operation=doing[1],
         cpu_next=vm.record.cpu_next,
+        guardians=frozenset(vm.record.protector),
     )
     if vm.process is None or vm.monitor is None:
         return facts
+    lost = vm.record.spec.tpm and not TPMs.is_alive(vm.paths)
     info, status = await vm.qmp.query_migrate(), await vm.qmp.query_status()
     cpu = await vm.processor()
-    return replace(facts, blocked=tuple(info.blocked_reasons), status=status, cpu=cpu)
+    return replace(
+        facts, blocked=tuple(info.blocked_reasons), status=status, cpu=cpu, has_lost_tpm=lost
+    )
 
 
 async def facts_of(peer: Peer) -> tuple[HostFacts, float]:

@@ -48,6 +48,8 @@ def reservation(  # noqa: PLR0913 - the last three are known only when it is ask
         paused=record.paused,
         accel=record.process.accel if record.process else "",
         nvram=base64.b64encode(nvram.read_bytes()).decode() if nvram.exists() else "",
+        tpm=_tpm(vm, vms),
+        protector=record.protector,
         created=record.created,
         cpu_next=record.cpu_next,
         notes=record.notes,
@@ -60,6 +62,13 @@ def reservation(  # noqa: PLR0913 - the last three are known only when it is ask
         grace_s=vms.config.migration.grace,
         seeded=travel.is_sown,
     )
+
+
+def _tpm(vm: VM, vms: VMs) -> str:
+    """Of a VM that is off. QEMU carries that of one that runs."""
+    if not vm.record.spec.tpm or vm.process is not None:
+        return ""
+    return base64.b64encode(vms.launcher.tpms.state(vm.id)).decode()
 
 
 def _with(mirror: Mirroring, carried: Bitmaps) -> MirrorOffer:

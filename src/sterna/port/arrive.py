@@ -140,10 +140,24 @@ class Arriving:
             path = firmware.variables
             undo.push("remove its UEFI variables", lambda: asyncio.to_thread(path.unlink, True))
             await asyncio.to_thread(_variables, self._manifest, firmware)
+        if record.spec.tpm:
+            record = self.record = self.vm.record = await self._tpm(undo)
         self._vms.launcher.check_files(record)
         await self._vms.store.write(record.spec.id, record)
         undo.dismiss()
         return self.vm
+
+    async def _tpm(self, undo: Undo) -> VMRecord:
+        """Its own, or a new one for a VM that is another now. Raises TPMMissing, GuardianMissing."""
+        record, tpms = self.record, self._vms.launcher.tpms
+        vm_id = record.spec.id
+        undo.push("remove its TPM", lambda: asyncio.to_thread(tpms.remove, vm_id))
+        if vm_id != self._manifest.spec.id:
+            self._job.warn(f"{record.spec.name} is another VM than was exported: its TPM is new")
+            return replace(record, protector=tpms.protector(record.spec))
+        tpms.require(record)
+        await asyncio.to_thread(tpms.put, vm_id, base64.b64decode(self._manifest.tpm))
+        return record
 
     async def seal(self) -> None:
         """A registered folder is no export any more: its disks change."""

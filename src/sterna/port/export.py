@@ -176,6 +176,8 @@ class Writing:
             saved=record.saved,
             cpu_next=record.cpu_next,
             nvram=base64.b64encode(variables).decode(),
+            tpm=base64.b64encode(self._launcher.tpms.state(record.spec.id)).decode(),
+            protector=record.protector,
             files=tuple(files),
         )
 

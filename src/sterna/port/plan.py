@@ -43,6 +43,7 @@ def record_of(manifest: Manifest) -> VMRecord:
         at=manifest.at,
         saved=manifest.saved,
         cpu_next=manifest.cpu_next,
+        protector=manifest.protector,
     )
 
 

@@ -66,6 +66,19 @@ class RunPaths:
         return self.directory / "agent"
 
     @property
+    def tpm(self) -> Path:
+        """Where its swtpm waits for it."""
+        return self.directory / "tpm"
+
+    @property
+    def tpm_pid(self) -> Path:
+        return self.directory / "tpm.pid"
+
+    @property
+    def tpm_log(self) -> Path:
+        return self.directory / "tpm.log"
+
+    @property
     def log(self) -> Path:
         """What QEMU itself says."""
         return self.directory / "qemu.log"
@@ -141,6 +154,7 @@ def build(  # noqa: PLR0913 - one argument for each thing that differs between t
         *_graphics(spec, paths),
         *_consoles(paths),
         *_fixed_devices(),
+        *_tpm(spec, paths),
         *_each(_nic(nic, i, tap_fds, vhost_fds or {}) for i, nic in enumerate(spec.nics)),
         *_each(_disk(disk, i, chains[disk.name]) for i, disk in enumerate(spec.disks)),
         *_each(
@@ -207,6 +221,17 @@ def _cpu(wanted: CPUChoice, accel: str, masked: Sequence[str]) -> str:
     # A level is the same everywhere, or the guest does not start.
     on = (f"{feature}=on" for feature in (*level, *wanted.features))
     return ",".join(["qemu64", *on, "enforce=on"])
+
+
+def _tpm(spec: VMSpec, paths: RunPaths) -> list[str]:
+    """At its fixed address, so that no other device moves."""
+    if not spec.tpm:
+        return []
+    return [
+        *("-chardev", f"socket,id=tpm,path={_escape(paths.tpm)}"),
+        *("-tpmdev", "emulator,id=tpm0,chardev=tpm"),
+        *("-device", "tpm-crb,tpmdev=tpm0"),
+    ]
 
 
 def monitors(paths: RunPaths) -> list[str]:

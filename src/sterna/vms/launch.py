@@ -35,6 +35,7 @@ from sterna.qemu.capabilities import Capabilities
 from sterna.qemu.nodes import Layer
 from sterna.vms import chain
 from sterna.vms.machine import VM
+from sterna.vms.tpm import TPMs
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Launcher:
     switches: Switches
     pools: Pools
     runner: Runner
+    tpms: TPMs
     cpu: CPUFacts = field(default_factory=CPUFacts)  # what guests can see of processors here
 
     async def launch(self, vm: VM, *, incoming: bool = False) -> None:
@@ -82,7 +84,13 @@ class Launcher:
                 arguments=self.config.qemu.arguments,
                 masked=self.cpu.masked,
             )
-            await self._spawn(vm, arguments, list(taps.values()))
+            tpm = await self.tpms.start(vm.record, vm.paths) if spec.tpm else None
+            try:
+                await self._spawn(vm, arguments, list(taps.values()))
+            except BaseException:
+                if tpm is not None:  # nobody may have connected, which would end it
+                    tpm.kill()
+                raise
         finally:
             for fd in taps.values():
                 os.close(fd)  # QEMU holds its own copies
@@ -149,3 +157,4 @@ class Launcher:
         """What a host keeps beside the disks of a VM."""
         with contextlib.suppress(FileNotFoundError):
             self.nvram(spec.id).unlink()
+        self.tpms.remove(spec.id)

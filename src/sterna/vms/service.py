@@ -213,6 +213,7 @@ class VMs:
             spec=replace(spec, disks=tuple(replace(disk, image="") for disk in spec.disks)),
             ownership=Ownership(state=OwnershipState.OWNED, epoch=1),
             created=clock.now(),
+            protector=self.launcher.tpms.protector(spec),
         )
         vm = self.handle(record)
         self.adopt(vm)  # holds the name while disks are made

@@ -16,7 +16,7 @@
 #include "wire.h"
 
 struct text {
-    char bytes[2048];
+    char bytes[4096];
     size_t length;
 };
 
@@ -59,6 +59,9 @@ const char *disk_off(void);
 const char *disk_verify(struct text *out);
 void disk_report(struct text *out);
 uint64_t disk_durable(int number);
+
+/* tpm.c */
+const char *tpm_order(const char *hex, struct text *out);
 
 /* console.c */
 const char *console_order(char *line, struct text *out, bool *ends, bool *again);

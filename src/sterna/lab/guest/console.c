@@ -21,12 +21,12 @@
 
 #include "agent.h"
 
-#define LINE_BYTES 512
+#define LINE_BYTES 2560
 #define BUTTONS 8
 #define HELP                                                                                      \
     "status | mem size_mb=N rate_mb=N pattern=touch|random|text [fill=none|random|text|mixed] | " \
     "mem off | mem spoil | verify | disk rate=N [span_mb=N] [disks=N] [burst=N] | disk off | " \
-    "diskverify | cpu | poweroff | reboot | help; any order may end in id=N"
+    "diskverify | cpu | tpm HEX | poweroff | reboot | help; any order may end in id=N"
 
 struct option {
     const char *key;
@@ -150,6 +150,8 @@ const char *console_order(char *line, struct text *out, bool *ends, bool *again)
         cpu_report(out);
         return NULL;
     }
+    if (!strcmp(name, "tpm"))
+        return tpm_order(line, out);
     if (!strcmp(name, "help")) {
         append(out, ",\"help\":\"%s\"", HELP);
         return NULL;
