@@ -17,6 +17,10 @@ from checking import Administrator, configured, odd, watching
 from sterna.lab import vm
 from sterna.lab.console import GuestConsole
 from sterna.lab.vm import Load
+from sterna.model.vm import Ownership, OwnershipState, VMRecord, VMSpec
+from sterna.qemu.argv import RunPaths
+from sterna.security.guardian import Guardian
+from sterna.vms.tpm import TPMs
 from tpm2 import TPM, Refused, extended
 
 pytestmark = pytest.mark.functional
@@ -193,6 +197,26 @@ def test_a_tpm_that_dies_is_told_of_and_is_back_with_the_next_start(pair):
     assert admin.finds("tern", there) == {}
     assert tpm_of(here).unseal(sealed) == SECRET
     admin.run("sterna vm stop tern")
+
+
+async def start_twice(folder: Path) -> list[bool]:
+    """What becomes of a swtpm without a QEMU, when its VM is started again, and when that is deleted."""
+    tpms = TPMs("hv-a", folder / "tpm", Guardian.ensure(folder / "identity"))
+    spec = VMSpec(name="tern", id="5d2b8f5e-6a51-4f0c-8d5e-1f2a3b4c5d6e", tpm=True)
+    owned = Ownership(state=OwnershipState.OWNED, epoch=1)
+    record = VMRecord(spec=spec, ownership=owned, protector=tpms.protector(spec))
+    started = []
+    for name in ("first", "second"):
+        paths = RunPaths(folder / name)
+        paths.directory.mkdir()
+        started.append(await tpms.start(record, paths))
+    found = [one.is_alive for one in started]
+    await asyncio.to_thread(tpms.remove, spec.id)
+    return [*found, started[1].is_alive, tpms.folder(spec.id).exists()]
+
+
+def test_a_tpm_whose_daemon_died_before_its_qemu_came_is_in_nobodys_way(tmp_path):
+    assert asyncio.run(start_twice(tmp_path)) == [False, True, False, False]
 
 
 def test_a_copy_elsewhere_opens_only_with_its_guardian(pair, tmp_path):

@@ -8,8 +8,11 @@ whoever ends that, and outlives the daemon as QEMU does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import select
 import shutil
+import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +27,7 @@ from sterna.security.guardian import Guardian
 
 BINARY = "swtpm"
 STATE = "tpm2-00.permall"  # swtpm's own name of it
-MAX_STATE = 1 << 20  # bytes; one with many keys has some 20 kB
+END_S = 5.0  # for a process that was killed
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ class TPMs:
         key = self.key(record)
         folder = self.folder(record.spec.id)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await asyncio.to_thread(_end_stray, folder)
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(str(paths.tpm))
             listening.listen(1)
@@ -78,7 +82,7 @@ class TPMs:
                 started = await process.spawn(
                     [
                         *(BINARY, "socket", "--tpm2", "--terminate"),
-                        *("--tpmstate", f"dir={folder},mode=0600"),
+                        *("--tpmstate", _kept_in(folder)),
                         *("--ctrl", f"type=unixio,fd={fds[0]}"),
                         *("--pid", f"file={paths.tpm_pid}"),
                         *("--key", f"fd={fds[1]},{form}"),
@@ -128,10 +132,35 @@ class TPMs:
 
     def remove(self, vm_id: str) -> None:
         """No VM of that id has a TPM here any more."""
+        _end_stray(self.folder(vm_id))
         shutil.rmtree(self.folder(vm_id), ignore_errors=True)
 
 
 USES = ("tpm at rest", "tpm on the wire")
+
+
+def _end_stray(folder: Path) -> None:
+    """End a swtpm that waits for a QEMU which never came: its daemon died in between.
+
+    Only for a VM that has no QEMU. It would keep the lock of the state for ever.
+    """
+    wanted = _kept_in(folder).encode()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):  # it has ended
+            pidfd = os.pidfd_open(int(entry.name))
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if words[0] == BINARY.encode() and wanted in words:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    select.select([pidfd], [], [], END_S)
+            finally:
+                os.close(pidfd)
+
+
+def _kept_in(folder: Path) -> str:
+    return f"dir={folder},mode=0600"
 
 
 def _pipe(data: bytes) -> int:
