@@ -80,11 +80,15 @@ checks: setup-dev ## every check, and moves that they forbid, tried all the same
 versions: setup-dev ## moves between QEMU 7.2 and 10 (two minutes; downloads QEMU 10)
 	$(ROOT_PYTEST) -m functional tests/functional/test_check_machine.py
 
-fuzz: setup-dev ## search for input that the codec does not survive (SECONDS=300 for each target)
+fuzz: setup-dev ## search for input that the codec, or a message between hosts, does not survive (SECONDS=300 for each target)
 	test -x .cache/fuzz/bin/python || python3 -m venv .cache/fuzz
-	.cache/fuzz/bin/pip install -q "atheris>=3" numpy zstandard
+	.cache/fuzz/bin/pip install -q "atheris>=3" numpy pydantic zstandard
 	for target in stream block; do \
 		PYTHONPATH=src .cache/fuzz/bin/python tests/fuzz/fuzz_codec.py $$target -max_len=20000 \
+			-rss_limit_mb=2000 -max_total_time=$(or $(SECONDS),300) || exit 1; \
+	done
+	for target in ask answer; do \
+		PYTHONPATH=src .cache/fuzz/bin/python tests/fuzz/fuzz_messages.py $$target \
 			-rss_limit_mb=2000 -max_total_time=$(or $(SECONDS),300) || exit 1; \
 	done
 

@@ -51,7 +51,7 @@ def qemu_of(guest: Traveller, host: Host) -> int:
     return pid
 
 
-@BOTH
+@SELDOM_DIRECT
 def test_a_guest_that_never_converges_goes_on_elsewhere_and_its_memory_follows(slow, carrier):
     a, b = slow.hosts
     with traveller(slow, BUSY[carrier]) as guest:

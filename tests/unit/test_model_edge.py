@@ -266,3 +266,10 @@ def test_nothing_but_badspec_ever_comes_out(data):
         edge.parse(VMSpec, data, "spec")
     except BadSpec as error:
         assert "\n" not in error.message.replace("\\n", "")
+
+
+def test_halves_of_characters_are_refused_before_anything_is_made_of_them():
+    for fine in (b'{"a": "\\u00e9 \\ud83d\\ude00"}', b"\x00\\u binary", b'"\xc3\xa9"'):
+        edge.require_text(fine, "the request")
+    with pytest.raises(BadSpec, match="half a character"):
+        edge.require_text(b'{"a": ["\\ud800"]}', "the request")

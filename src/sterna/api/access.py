@@ -23,6 +23,7 @@ from sterna import clock
 from sterna.api.problems import answer
 from sterna.errors import BadSpec, Denied, NotProven, SternaError, TooLarge, TooSlow
 from sterna.kerberos import negotiate
+from sterna.model import edge
 from sterna.model.access import MAX_REASON, Principal
 from sterna.security.audit import short
 from sterna.security.authority import PAIR, Met, Shown
@@ -230,7 +231,7 @@ class Gate:
         began = clock.monotonic()
         try:
             body = await _body(scope, receive)
-        except (TooLarge, TooSlow) as error:
+        except (TooLarge, TooSlow, BadSpec) as error:
             await _refuse(error, scope, receive, send)
             return
         if body is None:
@@ -257,9 +258,12 @@ async def _body(scope: Scope, receive: Receive) -> bytes | None:
                 if size > limit:
                     raise TooLarge(limit=limit)
                 if not message.get("more_body", False):
-                    return b"".join(pieces)
+                    break
     except TimeoutError as error:
         raise TooSlow(seconds=within_s) from error
+    body = b"".join(pieces)
+    edge.require_text(body, "the request")
+    return body
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -53,6 +53,7 @@ def one(settings: Settings, view: Mapping[str, Any]) -> None:
         ("memory", format_size(spec["memory"]) if spec.get("memory") else ""),
         ("machine", spec.get("machine")),
         ("firmware", spec.get("firmware")),
+        ("tpm", "2.0" if spec.get("tpm") else ""),
         ("boot", _boot(spec.get("boot"))),
         ("disks", [_disk(disk) for disk in spec.get("disks") or ()]),
         ("cds", [_cd(cd) for cd in spec.get("cds") or ()]),

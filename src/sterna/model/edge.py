@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -17,6 +18,18 @@ def _adapter(cls: Any) -> TypeAdapter[Any]:
     if cls not in _ADAPTERS:
         _ADAPTERS[cls] = TypeAdapter(cls)
     return _ADAPTERS[cls]
+
+
+def require_text(raw: bytes, where: str) -> None:
+    """Raises BadSpec if `raw` is JSON that spells halves of characters, which nobody can write down."""
+    if b"\\u" not in raw:
+        return
+    try:
+        json.dumps(json.loads(raw), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise BadSpec(where=where, reason="it has half a character, such as \\ud800") from error
+    except ValueError:
+        return  # no JSON: others say so
 
 
 def parse(cls: type[T], data: Any, where: str) -> T:

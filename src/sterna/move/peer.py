@@ -300,6 +300,7 @@ class Peer:
         return error
 
     def _json(self, response: httpx2.Response) -> Any:
+        edge.require_text(response.content, f"answer of {self.name}")
         try:
             return response.json()
         except ValueError as error:
